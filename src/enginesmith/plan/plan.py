@@ -1,0 +1,101 @@
+"""The plan: everything a runtime needs to run a model on one kind of machine, as frozen data.
+
+A plan's program is one C function (see `codegen/program.py`) in a freestanding shared object:
+
+    int64_t es_run(void *pool, char *const *base, const int64_t *dims, int64_t *stamps)
+
+base[b]: address of buffer b; dims[i]: value of `Plan.exprs[i]` at the current symbol values (sizes and
+byte offsets); stamps: NULL, or room for len(steps)+1 time stamps in nanoseconds (profiling).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+FORMAT_VERSION = 1
+"""Raised on every incompatible change; a runtime reads plans of its own version alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """An input or output: `dtype` is a numpy name; a dim is an int or the text of an expression over
+    the plan's symbols (`batch`, `(h + 1)//2`)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SymbolRange:
+    """The values a symbolic dim may take (inclusive; `max` None: no limit) and the one tuned for."""
+
+    name: str
+    min: int
+    opt: int
+    max: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Memory the program uses.
+
+    kind: "input" (index = position among the inputs), "output" (same), "weights" (one, the memory-mapped
+    blob), "arena" (alive from step `first` to step `last`, inclusive; storage is shared by lifetimes).
+    size: bytes, an int or an expression over the symbols.
+    slack: bytes that may be read (never written) before and after it.
+    """
+
+    kind: str
+    size: int | str
+    index: int = 0
+    first: int = 0
+    last: int = 0
+    slack: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One kernel launch of the program.
+
+    op, problem: what is computed (text); tactic: the winner; kernel: key of Plan.sources;
+    nodes: the ONNX nodes it came from; flops, bytes: useful work and least traffic (expressions over
+    the symbols); timings: (tactic, seconds) of all that were timed, winner first ("seconds" at opt).
+    """
+
+    op: str
+    problem: str
+    tactic: str
+    kernel: str
+    nodes: tuple[str, ...]
+    flops: int | str
+    bytes: int | str
+    timings: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A built model. Saved and loaded by `plan/file.py`, run by `runtime/`."""
+
+    name: str
+    target: str
+    precision: str
+    symbols: tuple[SymbolRange, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    exprs: tuple[int | str, ...]
+    buffers: tuple[Buffer, ...]
+    steps: tuple[Step, ...]
+    scratch: int | str
+    """Bytes of scratch per thread."""
+    notes: tuple[str, ...] = ()
+    """What the user should know: fusions made, fallbacks taken, what is untuned."""
+    producer: str = ""
+    metadata: tuple[tuple[str, str], ...] = ()
+    """The ONNX model's metadata_props."""
+    sources: dict[str, str] = field(default_factory=dict)
+    """Kernel name -> C text."""
+    code: bytes = b""
+    """The shared object."""
+    weights: bytes | memoryview = b""
+    """Packed constants; every one 64-byte aligned."""

@@ -1,0 +1,67 @@
+"""The content-addressed artifact cache: bytes by the hash of everything that made them.
+
+Safe with several processes and a kill at any moment: a file is written under a temporary name and
+renamed, and an entry carries its own hash, so a damaged one counts as absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from enginesmith.errors import BuildError
+
+
+class ArtifactCache:
+    """A folder of artifacts. `folder` is made when first written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @staticmethod
+    def key(*parts: str | bytes) -> str:
+        """The hash of the parts, each with its length so that they can't run together."""
+        digest = hashlib.sha256()
+        for part in parts:
+            data = part.encode() if isinstance(part, str) else part
+            digest.update(len(data).to_bytes(8, "little"))
+            digest.update(data)
+        return digest.hexdigest()
+
+    def _path(self, key: str) -> Path:
+        return self.folder / "artifacts" / key[:2] / key[2:]
+
+    def get(self, key: str) -> bytes | None:
+        """The artifact, or None if absent or damaged."""
+        try:
+            data = self._path(key).read_bytes()
+        except OSError:
+            return None
+        if hashlib.sha256(data[32:]).digest() != data[:32]:
+            return None
+        return data[32:]
+
+    def put(self, key: str, data: bytes) -> None:
+        """Store an artifact; atomic. BuildError if the folder can't be written."""
+        write_atomically(self._path(key), hashlib.sha256(data).digest() + data)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a whole file or nothing: a temporary file in the same folder, synced, then renamed."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:16]}-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+    except OSError as error:
+        raise BuildError(
+            f"can't write {path}: {error.strerror}; free space there, or set ENGINESMITH_CACHE "
+            "to a writable folder"
+        ) from error

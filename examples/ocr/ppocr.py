@@ -155,9 +155,8 @@ def upright(crop: Picture, classification: Engine) -> Picture:
 def line_tensor(crop: Picture) -> Tensor:
     """What recognition reads: [1, 3, 48, w] in -1..1, as wide as the line needs."""
     height, width = crop.shape[:2]
-    return _normalized(
-        cv2.resize(crop, (max(16, round(width * LINE_HEIGHT / height)), LINE_HEIGHT))
-    )
+    line_width = int(np.clip(round(width * LINE_HEIGHT / height), *LINE_WIDTHS))
+    return _normalized(cv2.resize(crop, (line_width, LINE_HEIGHT)))
 
 
 def classifier_tensor(crop: Picture) -> Tensor:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,10 +87,10 @@ class Loaded:
 
     def __init__(self, source: KernelSource, target: Target) -> None:
         shared = link_shared([compile_object(source.c, target, CACHE)], target, CACHE)
-        handle = os.memfd_create("kernel")
-        os.write(handle, shared)
-        self.library = ctypes.CDLL(f"/proc/self/fd/{handle}")
-        os.close(handle)
+        with tempfile.NamedTemporaryFile(suffix=".so") as file:  # dlopen reuses a known name
+            file.write(shared)
+            file.flush()
+            self.library = ctypes.CDLL(file.name)
         self.source = source
 
     def phase(self, suffix: str) -> Any:

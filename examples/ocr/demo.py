@@ -19,13 +19,13 @@ from typing import Any
 import cv2
 import numpy as np
 import onnxruntime
-import ppocr
 from rich import box
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import enginesmith as es
+import ppocr
 
 ROOT = Path(__file__).resolve().parents[2]
 PHOTO = Path(__file__).with_name("photo.jpg")

@@ -10,6 +10,7 @@ Everything is drawn from one seed; the picture holds nothing that belongs to any
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import matplotlib
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-Array = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]  # float32 where size matters
 
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 WALL = (1500, 2000)  # height, width of the flat scene in pixels
@@ -135,9 +136,9 @@ def paint_sign(rng: np.random.Generator) -> Array:
     board += cover[..., None] * (letters[..., :3] - board)
 
     relief = 1.6 * cover + 0.3 * streaks
-    y = np.arange(height)
+    rows = np.arange(height)
     for seam in range(height // 5, height, height // 5):  # the joints of the boards
-        relief -= 7 * np.exp(-(((y - seam) / 2.2) ** 2))[:, None]
+        relief -= 7 * np.exp(-(((rows - seam) / 2.2) ** 2))[:, None]
     board *= relief_light(relief.astype(np.float32))[..., None]
     return frame(board.astype(np.float32), rng)
 

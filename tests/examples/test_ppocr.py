@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-import ppocr
 import pytest
+
+import ppocr
 
 
 def test_ctc_drops_repetitions_and_blanks() -> None:

@@ -105,7 +105,6 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-@pytest.mark.slow
 def test_wheel_holds_the_package_alone(wheel: Path) -> None:
     """No tests, no benchmarks, no examples; the licence and the typing marker are there."""
     names = zipfile.ZipFile(wheel).namelist()
@@ -142,7 +141,6 @@ def add_model() -> onnx.ModelProto:
     )
 
 
-@pytest.mark.slow
 def test_the_wheel_runs_a_plan_with_numpy_alone(wheel: Path, tmp_path: Path) -> None:
     """An interpreter that sees the wheel, numpy and the standard library runs a saved plan."""
     es.build(add_model(), target="cpu").save(tmp_path / "add.plan")

@@ -1,0 +1,1 @@
+"""Expression trees over whole tensors."""

@@ -1,0 +1,6 @@
+"""Models to measure: the zoo's graphs with made-up weights, and trained ones from pip packages."""
+
+from bench.zoo.fill import example_inputs, filled, names
+from bench.zoo.packages import PACKAGE_MODELS, find, load
+
+__all__ = ["PACKAGE_MODELS", "example_inputs", "filled", "find", "load", "names"]

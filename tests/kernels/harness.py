@@ -70,14 +70,14 @@ class Laid:
         b = self.operand.block
         padded = np.zeros((n, -(-c // b) * b, h, w), array.dtype)
         padded[:, :c] = array
-        self.view[...] = padded.reshape(n, -1, b, h, w).transpose(0, 1, 3, 4, 2)
+        self.view[...] = padded.reshape(n, -(-c // b), b, h, w).transpose(0, 1, 3, 4, 2)
 
     def read(self) -> np.ndarray:
         """The logical array; AssertionError if padded lanes aren't zero."""
         if not self.operand.block:
             return self.view.copy()
         n, c, h, w = self.shape
-        full = self.view.transpose(0, 1, 4, 2, 3).reshape(n, -1, h, w)
+        full = self.view.transpose(0, 1, 4, 2, 3).reshape(n, -(-c // self.operand.block) * self.operand.block, h, w)
         assert not np.any(full[:, c:]), "lanes past the last channel must be written as zeros"
         return full[:, :c].copy()
 

@@ -1,0 +1,72 @@
+"""Convolution on CPUs: which algorithms serve a problem, and their C."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+
+import numpy as np
+
+from enginesmith.codegen.expressions import vector_dtypes
+from enginesmith.kernels.base import Cost, KernelSource, Problem, Tactic
+from enginesmith.kernels.conv import depthwise, direct, plain
+from enginesmith.kernels.conv.problem import ConvProblem
+from enginesmith.kernels.conv.problem import cost as conv_cost
+from enginesmith.plan.target import Target
+
+ALGORITHMS: dict[str, ModuleType] = {
+    "depthwise": depthwise,
+    "direct": direct,
+}
+"""By tactic name, the most promising first; `plain` serves what none of them does."""
+
+
+def why_not(problem: Problem, target: Target) -> str | None:
+    """None if some algorithm serves the problem."""
+    if not isinstance(problem, ConvProblem):
+        return "not a convolution"
+    if any(o.dtype != "float32" for o in problem.operands):
+        return "not float32"
+    if not problem.w.constant or problem.w.block:
+        return "the weights are not a plain constant"
+    if problem.y.block != target.lanes or problem.x.block not in (0, target.lanes):
+        return f"activations are not in blocks of {target.lanes} channels"
+    if not vector_dtypes(problem.epilogue, ["float32"] * len(problem.operands)):
+        return f"the epilogue is not float32: {problem.epilogue}"
+    return None
+
+
+def tactics(problem: Problem, target: Target) -> tuple[Tactic, ...]:
+    """Candidates of every algorithm that serves the problem."""
+    assert isinstance(problem, ConvProblem)
+    found: list[Tactic] = []
+    for algorithm in ALGORITHMS.values():
+        if algorithm.why_not(problem, target) is None:
+            found += algorithm.tactics(problem, target)
+    return tuple(found) or plain.tactics(problem, target)
+
+
+def emit(problem: Problem, tactic: Tactic, target: Target) -> KernelSource:
+    """The C of a tactic."""
+    assert isinstance(problem, ConvProblem)
+    source: KernelSource = _module(tactic).emit(problem, tactic, target)
+    return source
+
+
+def pack(
+    problem: Problem, tactic: Tactic, target: Target, constants: Mapping[int, np.ndarray]
+) -> Mapping[int, np.ndarray]:
+    """The weights in the form the tactic reads."""
+    assert isinstance(problem, ConvProblem)
+    packed: Mapping[int, np.ndarray] = _module(tactic).pack(problem, tactic, target, constants)
+    return packed
+
+
+def cost(problem: Problem) -> Cost:
+    """Work and traffic of the problem."""
+    assert isinstance(problem, ConvProblem)
+    return conv_cost(problem)
+
+
+def _module(tactic: Tactic) -> ModuleType:
+    return plain if tactic.name == "plain" else ALGORITHMS[tactic.name]

@@ -1,0 +1,494 @@
+"""Direct convolution: a register tile of R rows x T columns of output pixels x B channel blocks.
+
+Serves any kernel, stride and dilation with one group or groups of whole channel blocks; x blocked,
+or plain (few channels: the first layer), which is first copied into zero-padded planes. Per input
+channel and tap the tile loads B weight vectors and broadcasts R*T inputs: R*T*B multiply-adds.
+
+Parameters of the tactic:
+    r, t, b   the register tile
+    chunk     input blocks per pass over the task's pixels, 0 = all; partial sums lie in scratch, so
+              that a chunk's weights stay in L1 or L2 while all pixels of the task use them
+    rows      output rows per task (flat: columns per task)
+    tiles     tiles of B channel blocks per task
+    order     0: consecutive tasks share weights; 1: they share pixels
+    flat      1: rows lie one after the other in memory, so the plane is one long row;
+              2: planes of one pixel, the batch is the row
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from enginesmith.kernels.base import (
+    KernelSource,
+    Operand,
+    Phase,
+    Size,
+    Tactic,
+    add,
+    c_size,
+    ceildiv,
+    declare_sizes,
+    mul,
+    same,
+    tactic,
+)
+from enginesmith.kernels.conv.epilogue import Output
+from enginesmith.kernels.conv.problem import ConvProblem
+from enginesmith.kernels.conv.tiling import tile_sizes
+from enginesmith.plan.target import Target
+
+TASK_FLOPS = {"avx2": 4e6, "avx512": 4e6}
+"""Work of a task: 40 microseconds at full speed."""
+
+
+def why_not(problem: ConvProblem, target: Target) -> str | None:
+    """None if the direct algorithm serves the problem."""
+    if problem.transposed:
+        return "transposed"
+    groups, lanes = problem.groups, target.lanes
+    if groups > 1 and (problem.group_in % lanes or problem.group_out % lanes):
+        return f"groups are not whole blocks of {lanes} channels"
+    if problem.x.block and not problem.halo_covers_pads:
+        return "the input's halo is smaller than the pads"
+    if not problem.x.block and groups > 1:
+        return "plain input with groups"
+    return None
+
+
+# ---------------------------------------------------------------------------------- candidates
+
+
+def tactics(problem: ConvProblem, target: Target) -> tuple[Tactic, ...]:
+    """Register tiles by estimated time; the best ones with other loop orders as well."""
+    flat = _flat(problem)
+    ranked = sorted(_register_tiles(problem, target, flat), key=lambda c: c[0])
+    found: list[Tactic] = []
+    for _, r, t, b in ranked[:4]:
+        found += _schedules(problem, target, r, t, b, flat, everything=len(found) < 2)
+    return tuple(dict.fromkeys(found))
+
+
+def _flat(problem: ConvProblem) -> int:
+    """Whether the plane (1) or the batch (2) can be walked as one long row."""
+    x, y = problem.x, problem.y
+    if not x.block or problem.kernel != (1, 1) or any(problem.pads):
+        return 0
+    if x.shape[2:] == (1, 1):
+        return 2
+    if problem.strides != (1, 1):
+        return 0
+    row = mul(y.shape[3], y.block)
+    dense = (same(o.strides[2], mul(o.shape[3], o.block)) for o in (x, y))
+    extras = (
+        len(o.strides) < 3
+        or o.strides[-2:] == (0, 0)
+        or (same(o.strides[-2], row) and same(o.strides[-1], y.block))
+        for o in problem.extras
+    )
+    return int(all(dense) and all(extras))
+
+
+def _extent(problem: ConvProblem, flat: int) -> tuple[Size, Size]:
+    """Rows and columns the tiles walk over."""
+    n, _, h, w = problem.y.shape
+    return ((h, w), (1, mul(h, w)), (1, n))[flat]
+
+
+def _register_tiles(
+    problem: ConvProblem, target: Target, flat: int
+) -> list[tuple[float, int, int, int]]:
+    """(estimated vector cycles for the whole problem, R, T, B)."""
+    rows, columns = (problem.typical(s) for s in _extent(problem, flat))
+    blocks = -(-problem.group_out // target.lanes)
+    fixed_rows = isinstance(_extent(problem, flat)[0], int)
+    found = []
+    for b in range(1, min(8, blocks) + 1):
+        most = (target.registers - 1) // b - 1 if b < 4 else (target.registers - b) // b
+        for r in (1, 2, 3) if fixed_rows else (1,):
+            for t in (
+                {-(-columns // k) for k in range(1, columns + 1)}
+                if columns < 64
+                else range(1, most + 1)
+            ):
+                if r * t <= most and r <= max(rows, 1):
+                    found.append((_cycles(rows, columns, blocks, r, t, b), r, t, b))
+    return found or [(0.0, 1, 1, 1)]
+
+
+def _cycles(rows: int, columns: int, blocks: int, r: int, t: int, b: int) -> float:
+    """Vector cycles per input channel and tap: multiply-adds, their latency, loads, loop overhead."""
+
+    def tile(pixels: int, b: int) -> float:
+        # The last term is the weights that must come from L2.
+        return max(pixels * b, 4.0, (pixels + b) * 0.6) + 0.3 + 0.12 * b
+
+    def line(r: int) -> float:
+        total = 0.0
+        for width, count in ((t, columns // t), (columns % t, 1)):
+            if width:
+                total += count * (tile(r * width, b) * (blocks // b))
+                if blocks % b:
+                    total += count * tile(r * width, blocks % b)
+        return total
+
+    return line(r) * (rows // r) + (line(rows % r) if rows % r else 0.0)
+
+
+def _schedules(
+    problem: ConvProblem, target: Target, r: int, t: int, b: int, flat: int, everything: bool
+) -> list[Tactic]:
+    """Ways to cut the problem into tasks and to order the loops for one register tile."""
+    kh, kw = problem.kernel
+    lanes = target.lanes
+    block = problem.x.block or 1
+    step = 2 * b * lanes * problem.group_in * kh * kw  # flops of a pixel in one tile of channels
+    rows, columns = (problem.typical(s) for s in _extent(problem, flat))
+    panel = step * 2  # bytes of weights that a tile of channels reads
+    oc_tiles = -(-(-(-problem.group_out // lanes)) // b)
+    budget = TASK_FLOPS[target.isa]
+    unit = t if flat else r * columns
+    walk = max(1, min(-(-columns // t) if flat else -(-rows // r), int(budget / (step * unit))))
+    # Even out the last task.
+    units = -(-columns // t) if flat else -(-rows // r)
+    walk = -(-units // -(-units // walk))
+    tiles = max(1, min(oc_tiles, int(budget / (step * unit * walk))))
+    tiles = -(-oc_tiles // -(-oc_tiles // tiles))
+    size = walk * (t if flat else r)
+    weights = panel * oc_tiles * problem.groups
+    order = 0 if weights > 400_000 else 1
+    chunks = [0]
+    full = problem.group_in // block
+    per_block = panel * block // problem.group_in
+    for limit in (20_000, 160_000):
+        if panel > 1.5 * limit and full > 1:
+            chunks.append(max(1, limit // per_block))
+    chunks = [c for c in chunks if c < full]
+    # Weights beyond L2 are re-read for each tile: pass over them in pieces.
+    if panel > 600_000:
+        chunks = [c for c in chunks if c] + [0]
+    orders = (order, 1 - order) if everything else (order,)
+    return [
+        tactic("direct", r=r, t=t, b=b, chunk=c, rows=size, tiles=tiles, order=o, flat=flat)
+        for o in orders
+        for c in (chunks if o == order else chunks[:1])
+    ]
+
+
+# ---------------------------------------------------------------------------------- the C text
+
+
+def emit(problem: ConvProblem, tactic: Tactic, target: Target) -> KernelSource:
+    """Phases: for plain x with pads "_pad" (copy into padded planes), then the convolution."""
+    return _Direct(problem, tactic, target).source()
+
+
+class _Direct:
+    def __init__(self, problem: ConvProblem, tactic: Tactic, target: Target) -> None:
+        self.problem, self.tactic, self.target = problem, tactic, target
+        self.lanes = target.lanes
+        self.flat = tactic["flat"]
+        self.output = Output(problem, target, "n" if self.flat == 2 else "hw")
+        self.padded = not problem.x.block and any(problem.pads)
+        self.block = problem.x.block or 1
+        self.x_strides = self._input_strides()
+        self.full, self.rest = divmod(problem.group_in, self.block)
+        self.chunk = tactic["chunk"] or max(self.full, 1)
+        self.chunks = max(1, -(-self.full // self.chunk))
+        self.out_blocks = -(-problem.group_out // self.lanes)
+
+    def _input_strides(self) -> tuple[Size, Size, Size, Size]:
+        """Of batch, channel block, row and column, in elements, as the convolution reads x."""
+        problem = self.problem
+        if self.padded:
+            _, c, h, w = problem.x.shape
+            top, left, bottom, right = problem.pads
+            row = add(w, left + right)
+            plane = mul(add(h, top + bottom), row)
+            return mul(c, plane), plane, row, 1
+        n, c, h, w = problem.x.strides
+        return n, c, h, w
+
+    def source(self) -> KernelSource:
+        sizes = self._tile_sizes()
+        text = [self.output.functions]
+        text += [self._tile(r, t, b) for b in sizes[2] for r in sizes[0] for t in sizes[1]]
+        text += [self._panel(b, sizes[0], sizes[1]) for b in sizes[2]]
+        main, tasks = self._main(sizes[2])
+        phases = [Phase(tasks)]
+        workspace: Size = 0
+        if self.padded:
+            pad, pad_tasks = pad_phase(self.problem.x, self.problem.pads, self.problem)
+            text.append(pad)
+            phases.insert(0, Phase(pad_tasks, "_pad"))
+            workspace = mul(4, self.x_strides[0], self.problem.x.shape[0])
+        scratch: Size = 0
+        if self.chunks > 1:
+            rows, columns = self._task_extent()
+            scratch = mul(4 * self.lanes * self.tactic["b"], rows, columns)
+        return KernelSource("\n".join([*text, main]), tuple(phases), scratch, workspace)
+
+    def _task_extent(self) -> tuple[Size, Size]:
+        rows, columns = _extent(self.problem, self.flat)
+        return (1, self.tactic["rows"]) if self.flat else (self.tactic["rows"], columns)
+
+    def _tile_sizes(self) -> tuple[list[int], list[int], list[int]]:
+        """Instances of the tile that are needed: rows, columns (largest first), blocks."""
+        rows, columns = _extent(self.problem, self.flat)
+        r, t, b = (self.tactic[k] for k in "rtb")
+        return (
+            tile_sizes(rows, r),
+            tile_sizes(columns, t),
+            [b] + ([self.out_blocks % b] if self.out_blocks % b else []),
+        )
+
+    def _tile(self, r: int, t: int, b: int) -> str:
+        """A function that adds `blocks` input blocks to one register tile."""
+        kh, kw = self.problem.kernel
+        dh, dw = self.problem.dilations
+        _, xc, xh, xw = self.x_strides
+        split = max(1, 6 // (r * t * b)) if self.block > 1 else 1
+
+        def taps(channels: int, unroll: int) -> str:
+            pixels = "\n".join(
+                f"        {{ const vf v = splat(q[{self._at(i, j)} + c + s]); "
+                f"UNROLL for (int k = 0; k < {b}; k++) acc[s][{i * t + j}][k] += v * wv[k]; }}"
+                for i in range(r)
+                for j in range(t)
+            )
+            step = split if channels % split == 0 else 1
+            around = (
+                "UNROLL " if self.block == 1 and kw <= 7 else ""
+            ) + f"for (int64_t v = 0; v < {kw}; v++)"
+            return f"""\
+    for (int64_t u = 0; u < {kh}; u++) {around} {{
+      const float *q = x + u*{c_size(mul(dh, xh))} + v*{c_size(mul(dw, xw))};
+      #pragma clang loop unroll_count({max(1, unroll // step)})
+      for (int64_t c = 0; c < {channels}; c += {step}) UNROLL for (int s = 0; s < {step}; s++) {{
+        vf wv[{b}];
+        UNROLL for (int k = 0; k < {b}; k++) wv[k] = load(w + k*LANES);
+        w += {b}*LANES;
+{pixels}
+      }}
+    }}"""
+
+        unroll = 4 if r * t * b >= 8 else 8
+        body = ""
+        if self.full:
+            body += f"""
+  for (int64_t i = 0; i < blocks; i++, x += {c_size(xc)}) {{
+{taps(self.block, unroll)}
+  }}"""
+        if self.rest:
+            body += f"\n  if (last_chunk) {{\n{taps(self.rest, unroll)}\n  }}"
+        merge = "".join(
+            f"\n  UNROLL for (int i = 0; i < {r * t}; i++) UNROLL for (int k = 0; k < {b}; k++) "
+            f"acc[0][i][k] += acc[{s}][i][k];"
+            for s in range(1, split)
+        )
+        partial = first = ""
+        if self.chunks > 1:
+            each = f"UNROLL for (int i = 0; i < {r * t}; i++) UNROLL for (int k = 0; k < {b}; k++)"
+            first = f"  if (!first_chunk) {each} acc[0][i][k] = load(part + (i*{b} + k)*LANES);\n"
+            partial = (
+                f"\n  if (!last_chunk) {{ {each} store(part + (i*{b} + k)*LANES, acc[0][i][k]);"
+                " return; }"
+            )
+        return f"""\
+static __attribute__((noinline)) void tile_{r}_{t}_{b}(char *const *p, const int64_t *d,
+    const float *x, const float *w, float *part, int64_t blocks, int first_chunk, int last_chunk,
+    int64_t n, int64_t cb, int64_t h, int64_t column) {{
+  {declare_sizes(self.problem.slots)}
+  vf acc[{split}][{r * t}][{b}] = {{0}};
+{first}{body}{merge}{partial}
+  {self._finish(r, t, b)}
+}}"""
+
+    def _at(self, i: int, j: int) -> str:
+        """Offset of the input of pixel (i, j) of a tile."""
+        sh, sw = self.problem.strides
+        xn, _, xh, xw = self.x_strides
+        if self.flat == 2:
+            return f"{j}*{c_size(xn)}"
+        row = f"{i * sh}*{c_size(xh)} + " if i else ""
+        return f"{row}{j * sw}*{c_size(xw)}"
+
+    def _finish(self, r: int, t: int, b: int) -> str:
+        """The epilogue over a tile: unrolled, or from memory in a loop when it is long."""
+        if self.flat == 2:
+            base = self.output.base("column", "cb", "0", "0")
+        else:
+            base = self.output.base("n", "cb", "h", "column")
+
+        def pixel(acc: str, i: str, j: str) -> str:
+            if self.flat == 2:
+                return self.output.pixel(acc, "k", "0", "0", n=j)
+            return self.output.pixel(acc, "k", i, j)
+
+        if self.output.cheap or r * t * b <= 4:
+            each = "\n    ".join(
+                pixel(f"acc[0][{i * t + j}][k]", str(i), str(j)) for i in range(r) for j in range(t)
+            )
+            return f"""{base}
+  UNROLL for (int k = 0; k < {b}; k++) {{
+    {self.output.block("k")}
+    {each}
+  }}"""
+        return f"""{base}
+  vf sums[{b}][{r * t}];
+  UNROLL for (int k = 0; k < {b}; k++)
+    UNROLL for (int i = 0; i < {r * t}; i++) sums[k][i] = acc[0][i][k];
+  #pragma clang loop unroll(disable)
+  for (int64_t k = 0; k < {b}; k++) {{
+    {self.output.block("k")}
+    #pragma clang loop unroll(disable)
+    for (int64_t i = 0; i < {r}; i++)
+      #pragma clang loop unroll(disable)
+      for (int64_t j = 0; j < {t}; j++) {pixel(f"sums[k][i*{t} + j]", "i", "j")}
+  }}"""
+
+    def _panel(self, b: int, rows: list[int], columns: list[int]) -> str:
+        """A function that walks a task's pixels with one tile of channels, chunk by chunk."""
+        sh, sw = self.problem.strides
+        xn, xc, xh, xw = self.x_strides
+        kh, kw = self.problem.kernel
+        x_column = xn if self.flat == 2 else mul(sw, xw)
+        calls = "\n".join(
+            f"      for (; h + {r} <= h1; h += {r}) {{ int64_t c = c0;\n"
+            + "\n".join(
+                f"        for (; c + {t} <= c1; c += {t}, part += {r * t * b}*LANES) "
+                f"tile_{r}_{t}_{b}(p, d, x + h*{c_size(mul(sh, xh))} + c*{c_size(x_column)}, w, "
+                f"part, blocks, i == 0, i == {self.chunks - 1}, n, cb, h, c);"
+                for t in columns
+            )
+            + " }"
+            for r in rows
+        )
+        return f"""\
+static __attribute__((noinline)) void panel_{b}(char *const *p, const int64_t *d, const float *x,
+    const float *w, float *scratch, int64_t n, int64_t cb, int64_t h0, int64_t h1, int64_t c0,
+    int64_t c1) {{
+  {declare_sizes(self.problem.slots)}
+  for (int64_t i = 0; i < {self.chunks}; i++) {{
+      const int64_t blocks = imin({self.chunk}, {self.full} - i*{self.chunk});
+      float *part = scratch;
+      int64_t h = h0;
+{calls}
+      x += {self.chunk}*{c_size(xc)};
+      w += {self.chunk * self.block * kh * kw * b}*LANES;
+  }}
+}}"""
+
+    def _main(self, sizes: list[int]) -> tuple[str, Size]:
+        problem, tactic = self.problem, self.tactic
+        rows, columns = _extent(problem, self.flat)
+        b, tiles = tactic["b"], tactic["tiles"]
+        per_task = tactic["rows"]
+        pieces = ceildiv(columns if self.flat else rows, per_task)
+        batch: Size = 1 if self.flat == 2 else problem.batch
+        oc_tiles = -(-self.out_blocks // b)
+        oc_tasks = -(-oc_tiles // tiles) * problem.groups
+        tasks = mul(oc_tasks, batch, pieces)
+        pixels = [("n", batch), ("piece", pieces)]
+        channels: list[tuple[str, Size]] = [("oc", oc_tasks)]
+        decode = "\n    ".join(
+            f"const int64_t {name} = u % {c_size(size)}; u /= {c_size(size)};"
+            for name, size in reversed(
+                channels + pixels if tactic["order"] == 0 else pixels + channels
+            )
+        )
+        if self.flat:
+            walk = (
+                f"const int64_t h0 = 0, h1 = 1, c0 = piece*{per_task}, "
+                f"c1 = imin(c0 + {per_task}, {c_size(columns)});"
+            )
+        else:
+            walk = (
+                f"const int64_t h0 = piece*{per_task}, h1 = imin(h0 + {per_task}, "
+                f"{c_size(rows)}), c0 = 0, c1 = {c_size(columns)};"
+            )
+        xn, xc, xh, xw = self.x_strides
+        top, left = (0, 0) if self.padded else problem.pads[:2]
+        kh, kw = problem.kernel
+        per_block = problem.group_in * kh * kw * self.lanes
+        source = f"p[{len(problem.operands)}]" if self.padded else "p[0]"
+        group_tasks = oc_tasks // problem.groups
+        calls = "\n      ".join(
+            f"{'if' if i == 0 else 'else if'} (cb + {size} <= {self.out_blocks}) "
+            f"panel_{size}(p, d, x, w, (float *)scratch, n, g*{self.out_blocks} + cb, "
+            "h0, h1, c0, c1);"
+            for i, size in enumerate(sizes)
+        )
+        text = f"""\
+void NAME(char *const *p, const int64_t *d, int64_t begin, int64_t end, char *scratch) {{
+  {declare_sizes(problem.slots)}
+  for (int64_t task = begin; task < end; task++) {{
+    int64_t u = task;
+    {decode}
+    const int64_t g = oc / {group_tasks}, tile0 = oc % {group_tasks} * {tiles};
+    {walk}
+    const float *x = (const float *){source} + n*{c_size(xn)}
+        + g*{c_size(mul(self.full, xc))} - {top}*{c_size(xh)} - {left}*{c_size(xw)};
+    for (int64_t tile = tile0; tile < imin(tile0 + {tiles}, {oc_tiles}); tile++) {{
+      const int64_t cb = tile*{b};
+      const float *w = (const float *)p[1] + (g*{self.out_blocks} + cb)*{per_block};
+      {calls}
+    }}
+  }}
+}}"""
+        return text, tasks
+
+
+def pad_phase(
+    x: Operand, pads: tuple[int, int, int, int], problem: ConvProblem
+) -> tuple[str, Size]:
+    """A phase that copies plain x into dense zero-padded planes in the workspace, one row a task
+    step; tasks are planes."""
+    n, c, h, w = x.shape
+    top, left, bottom, right = pads
+    sn, sc, sh, sw = (c_size(s) for s in x.strides)
+    height, width = c_size(add(h, top + bottom)), c_size(add(w, left + right))
+    return (
+        f"""\
+void NAME_pad(char *const *p, const int64_t *d, int64_t begin, int64_t end, char *scratch) {{
+  {declare_sizes(problem.slots)}
+  for (int64_t task = begin; task < end; task++) {{
+    const float *x = (const float *)p[0] + task / {c_size(c)} * {sn} + task % {c_size(c)} * {sc};
+    float *y = (float *)p[{len(problem.operands)}] + task*{height}*{width};
+    for (int64_t i = 0; i < {height}; i++, y += {width}) {{
+      const int64_t h = i - {top};
+      if (h < 0 || h >= {c_size(h)}) {{
+        for (int64_t j = 0; j < {width}; j++) y[j] = 0;
+        continue;
+      }}
+      for (int64_t j = 0; j < {left}; j++) y[j] = 0;
+      for (int64_t j = 0; j < {c_size(w)}; j++) y[{left} + j] = x[h*{sh} + j*{sw}];
+      for (int64_t j = {left} + {c_size(w)}; j < {width}; j++) y[j] = 0;
+    }}
+  }}
+}}""",
+        mul(n, c),
+    )
+
+
+def pack(
+    problem: ConvProblem, tactic: Tactic, target: Target, constants: Mapping[int, np.ndarray]
+) -> Mapping[int, np.ndarray]:
+    """Weights as [group][tile of B blocks][input block][KH][KW][channel in block][B][lanes]; the last
+    tile of a group may have fewer blocks."""
+    w = constants[1]
+    lanes, b, block = target.lanes, tactic["b"], problem.x.block or 1
+    kh, kw = problem.kernel
+    out_blocks = -(-problem.group_out // lanes)
+    parts = []
+    for group in w.reshape(problem.groups, problem.group_out, problem.group_in, kh, kw):
+        padded = np.zeros((out_blocks * lanes, problem.group_in, kh, kw), np.float32)
+        padded[: problem.group_out] = group
+        for first in range(0, out_blocks, b):
+            tile = padded[first * lanes : (first + b) * lanes]
+            for c in range(0, problem.group_in, block):
+                # (B*lanes, channels, KH, KW) -> (KH, KW, channels, B*lanes)
+                parts.append(tile[:, c : c + block].transpose(2, 3, 1, 0).reshape(-1))
+    return {1: np.concatenate(parts)}

@@ -1,0 +1,195 @@
+# ruff: noqa: C408  (keyword tables read better as calls)
+"""Convolution kernels against a float64 reference: every tactic, both instruction sets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conv_cases import conv, reference
+from harness import run_kernel
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from enginesmith.ir.expr import Arg, Expr, call, relu
+from enginesmith.kernels.base import dense_strides, tactic, value_of
+from enginesmith.kernels.conv import cpu, direct, plain
+from enginesmith.kernels.conv.problem import ConvProblem
+from enginesmith.plan.target import Target
+
+TARGETS = {isa: Target("cpu", isa) for isa in ("avx2", "avx512")}
+LANES = {isa: target.lanes for isa, target in TARGETS.items()}
+BIAS = call("add", Arg(0), Arg(1))
+HARDSWISH = call(
+    "mul", BIAS, call("div", call("min", call("max", call("add", BIAS, 3.0), 0.0), 6.0), 6.0)
+)
+EPILOGUES: dict[str, tuple[tuple[str, ...], Expr]] = {
+    "none": ((), Arg(0)),
+    "bias": (("bias",), BIAS),
+    "residual": (("bias", "residual"), relu(call("add", BIAS, Arg(2)))),
+    "same": (("bias", "same"), relu(call("add", BIAS, Arg(2)))),
+    "hardswish": (("bias",), HARDSWISH),
+    "gate": (("gate",), call("mul", Arg(0), Arg(1))),
+    "sigmoid": (("bias", "scalar"), call("add", call("sigmoid", BIAS), Arg(2))),
+}  # fmt: skip
+
+
+@pytest.fixture(params=sorted(TARGETS))
+def target(request: pytest.FixtureRequest) -> Target:
+    return TARGETS[request.param]
+
+
+def inputs_of(problem: ConvProblem, slots: tuple[int, ...], seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    shapes = [[value_of(s, slots) for s in o.shape] for o in problem.operands[:-1]]
+    return [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
+
+
+def bound(problem: ConvProblem, inputs: list[np.ndarray]) -> float:
+    """Largest error allowed: rounding of a sum of this many products of this size."""
+    x, w = inputs[:2]
+    terms = problem.group_in * problem.kernel[0] * problem.kernel[1]
+    size = max(1.0, float(np.abs(x).max(initial=0)) * float(np.abs(w).max(initial=0)))
+    return 1e-6 * size * max(4.0, terms**0.5)
+
+
+def check(
+    problem: ConvProblem, target: Target, slots: tuple[int, ...] = (), names: str = ""
+) -> list[str]:
+    """Run every tactic offered (whose text contains `names`) and the plain one."""
+    inputs = inputs_of(problem, slots)
+    expected = reference(problem, inputs, slots)
+    tried = [t for t in cpu.tactics(problem, target) if names in str(t)]
+    for t in dict.fromkeys((*tried, *plain.tactics(problem, target))):
+        (got,) = run_kernel(cpu, problem, t, target, inputs, slots)
+        limit = bound(problem, inputs) * (10 if t.name == "winograd" else 1)
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=limit, err_msg=str(t))
+    return [t.name for t in tried]
+
+
+SHAPES = {
+    "3x3": dict(n=2, ic=32, h=9, w=11, oc=48, kernel=3, pads=1),
+    "3x3 wide": dict(n=1, ic=16, h=5, w=47, oc=64, kernel=3, pads=1),
+    "5x3 dilated": dict(n=1, ic=17, h=13, w=10, oc=9, kernel=(5, 3), dilation=(2, 3), pads=(4, 3, 2, 3)),
+    "stride 2": dict(n=1, ic=40, h=14, w=15, oc=24, kernel=3, stride=2, pads=(0, 1, 1, 0)),
+    "1x1": dict(n=3, ic=72, h=7, w=7, oc=50, kernel=1),
+    "1x1 stride": dict(n=1, ic=33, h=9, w=8, oc=20, kernel=1, stride=(2, 3)),
+    "fully connected": dict(n=5, ic=100, h=1, w=1, oc=300, kernel=1),
+    "squeeze": dict(n=1, ic=64, h=1, w=1, oc=10, kernel=1),
+    "deep": dict(n=1, ic=320, h=4, w=6, oc=40, kernel=3, pads=1),
+    "groups": dict(n=1, ic=64, h=6, w=7, oc=96, kernel=3, pads=1, groups=2),
+    "stem": dict(n=2, ic=3, h=23, w=31, oc=32, kernel=7, stride=2, pads=3, plain_x=True),
+    "stem no pads": dict(n=1, ic=5, h=12, w=31, oc=16, kernel=3, plain_x=True),
+    "depthwise 3x3": dict(n=2, ic=40, h=9, w=17, oc=40, kernel=3, pads=1, groups=40),
+    "depthwise 5x5": dict(n=1, ic=24, h=15, w=11, oc=24, kernel=5, stride=2, pads=2, groups=24),
+    "depthwise dilated": dict(n=1, ic=16, h=9, w=9, oc=16, kernel=3, dilation=2, pads=2, groups=16),
+    "narrow groups": dict(n=1, ic=48, h=6, w=9, oc=48, kernel=3, pads=1, groups=6),
+    "misaligned": dict(n=1, ic=30, h=5, w=4, oc=20, kernel=3, pads=1, groups=10),
+    "one channel each": dict(n=1, ic=20, h=5, w=4, oc=40, kernel=3, pads=1, groups=20),
+    "transposed 2x2": dict(n=2, ic=24, h=5, w=6, oc=20, kernel=2, stride=2, transposed=True),
+    "transposed 3x3": dict(n=1, ic=16, h=5, w=6, oc=20, kernel=3, stride=2, pads=(1, 1, 1, 1),
+                           output_padding=(1, 1), transposed=True),
+    "transposed groups": dict(n=1, ic=32, h=4, w=3, oc=64, kernel=4, stride=(2, 1), pads=(1, 2, 0, 1),
+                              groups=2, dilation=(1, 2), transposed=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_tactic(name: str, target: Target) -> None:
+    """Each shape with one epilogue, the output in a slice of a wider tensor with a halo."""
+    kind = list(EPILOGUES)[list(SHAPES).index(name) % len(EPILOGUES)]
+    extras, epilogue = EPILOGUES[kind]
+    problem = conv(target.lanes, **SHAPES[name], extras=extras, epilogue=epilogue,
+                   y_halo=(1, 2, 0, 1), y_more=2)  # fmt: skip
+    check(problem, target)
+
+
+@pytest.mark.parametrize("kind", EPILOGUES)
+def test_epilogues(kind: str, target: Target) -> None:
+    """Each epilogue on tiles with tails everywhere; padded lanes stay zero."""
+    extras, epilogue = EPILOGUES[kind]
+    lanes = target.lanes
+    for shape in (
+        dict(n=2, ic=lanes + 3, h=5, w=9, oc=2 * lanes + 5, kernel=1),
+        dict(n=2, ic=lanes + 3, h=5, w=9, oc=lanes + 5, kernel=3, pads=1),
+        dict(n=3, ic=20, h=1, w=1, oc=37, kernel=1),
+        dict(n=1, ic=21, h=9, w=9, oc=21, kernel=3, pads=1, groups=21),
+    ):
+        check(conv(lanes, **shape, extras=extras, epilogue=epilogue), target)
+
+
+SYMBOLIC = {
+    "3x3": dict(n="d0", ic=20, h="d1", w="d2", oc=40, kernel=3, pads=1),
+    "stride 2": dict(n="d0", ic=16, h="d1", w="d2", oc=20, kernel=3, stride=2, pads=1),
+    "1x1": dict(n="d0", ic=20, h="d1", w="d2", oc=40, kernel=1),
+    "depthwise": dict(n="d0", ic=24, h="d1", w="d2", oc=24, kernel=3, pads=1, groups=24),
+    "stem": dict(n="d0", ic=3, h="d1", w="d2", oc=24, kernel=3, stride=2, pads=1, plain_x=True),
+    "squeeze": dict(n="d0", ic=70, h=1, w=1, oc=40, kernel=1),
+    "transposed": dict(n="d0", ic=20, h="d1", w="d2", oc=24, kernel=2, stride=2, transposed=True),
+    "narrow groups": dict(n="d0", ic=32, h="d1", w="d2", oc=32, kernel=3, pads=1, groups=4),
+}
+
+
+@pytest.mark.parametrize("name", SYMBOLIC)
+def test_symbolic_sizes(name: str, target: Target) -> None:
+    """One kernel for any batch (also none), height and width."""
+    extras, epilogue = EPILOGUES["residual" if name != "squeeze" else "bias"]
+    problem = conv(target.lanes, **SYMBOLIC[name], extras=extras, epilogue=epilogue,
+                   hint=(1, 24, 30), y_halo=(1, 1, 1, 1))  # fmt: skip
+    for slots in ((1, 12, 31), (3, 3, 4), (0, 5, 5), (2, 1, 47)):
+        check(problem, target, slots)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_geometry(data: st.DataObject) -> None:
+    """Random kernels, strides, dilations, asymmetric pads, channels: the first tactic."""
+    draw = data.draw
+    target = TARGETS[draw(st.sampled_from(sorted(TARGETS)))]
+    kernel = (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
+    dilation = (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
+    pads = tuple(draw(st.integers(0, 2)) for _ in range(4))
+    need = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    problem = conv(
+        target.lanes, draw(st.integers(1, 2)), draw(st.integers(1, 40)),
+        need[0] + draw(st.integers(0, 9)), need[1] + draw(st.integers(0, 20)),
+        draw(st.integers(1, 70)), kernel, (draw(st.integers(1, 3)), draw(st.integers(1, 3))),
+        pads, dilation, extras=["bias"], epilogue=relu(BIAS), plain_x=draw(st.booleans()),
+    )  # fmt: skip
+    first = cpu.tactics(problem, target)[0]
+    inputs = inputs_of(problem, ())
+    (got,) = run_kernel(cpu, problem, first, target, inputs)
+    np.testing.assert_allclose(
+        got, reference(problem, inputs), rtol=1e-5, atol=bound(problem, inputs), err_msg=str(first)
+    )
+
+
+def test_chunks_of_input_channels(target: Target) -> None:
+    """Partial sums over pieces of the input channels, with a tail, and both loop orders."""
+    lanes = target.lanes
+    problem = conv(lanes, 2, 5 * lanes + 3, 6, 9, 3 * lanes, 3, 1, 1, extras=["bias"],
+                   epilogue=relu(BIAS))  # fmt: skip
+    inputs = inputs_of(problem, ())
+    expected = reference(problem, inputs)
+    for order in (0, 1):
+        t = tactic("direct", r=2, t=4, b=2, chunk=2, rows=4, tiles=2, order=order, flat=0)
+        (got,) = run_kernel(cpu, problem, t, target, inputs)
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=bound(problem, inputs))
+
+
+def test_why_not(target: Target) -> None:
+    """Reasons name what is missing."""
+    lanes = target.lanes
+    assert "blocks of" in str(cpu.why_not(conv(24 - lanes, 1, 8, 4, 4, 8, 1), target))
+    little = conv(lanes, 1, 16, 8, 8, 16, 3, 1, 1, x_halo=(0, 0, 0, 0))
+    assert "halo" in str(direct.why_not(little, target))
+    assert [t.name for t in cpu.tactics(little, target)] == ["plain"]
+    check(little, target)
+
+
+def test_cost() -> None:
+    """The direct algorithm's count; symbolic sizes stay symbolic."""
+    problem = conv(16, "d0", 32, 10, 12, 48, 3, 1, 1, hint=(1,))
+    cost = cpu.cost(problem)
+    assert value_of(cost.flops, (2,)) == 2 * 2 * 48 * 32 * 9 * 10 * 12
+    assert value_of(cost.bytes, (2,)) == 4 * (2 * 32 * 120 + 48 * 32 * 9 + 2 * 48 * 120)
+    assert problem.w.strides == dense_strides((48, 32, 3, 3))

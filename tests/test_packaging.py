@@ -34,7 +34,7 @@ def requirements(extra: str = "") -> set[str]:
 
 
 def test_version_is_the_packages() -> None:
-    """One version, in pyproject.toml."""
+    """One version, in __init__.py."""
     assert es.__version__ == importlib.metadata.version("enginesmith")
 
 

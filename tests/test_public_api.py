@@ -11,14 +11,23 @@ import enginesmith as es
 
 PUBLIC = {
     "BuildError",
+    "ContextError",
     "Engine",
     "EnginesmithError",
     "ExecutionContext",
+    "FeedError",
+    "ModelError",
+    "Pending",
+    "Plan",
+    "PlanError",
     "Profile",
+    "Progress",
     "Stream",
     "TensorSpec",
+    "UnsupportedError",
     "__version__",
     "build",
+    "check_model",
     "load",
 }
 
@@ -67,8 +76,10 @@ def test_signatures_are_pinned() -> None:
 
 def test_errors_share_one_base() -> None:
     """`except es.EnginesmithError` catches what this package raises on purpose."""
-    assert issubclass(es.BuildError, es.EnginesmithError)
-    assert issubclass(es.EnginesmithError, Exception)
+    errors = [getattr(es, name) for name in PUBLIC if name.endswith("Error")]
+    assert all(issubclass(error, es.EnginesmithError) for error in errors)
+    # A wrong feed is also what Python calls a wrong value.
+    assert issubclass(es.FeedError, ValueError)
 
 
 def test_import_is_light() -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime
 from rich import box
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import enginesmith as es
@@ -66,16 +66,30 @@ def build_engines(
 ) -> tuple[dict[str, es.Engine], dict[str, float]]:
     """An engine for each model, and the seconds its build took."""
     engines, seconds = {}, {}
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[stage]}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         for number, (part, path) in enumerate(models.items(), start=1):
-            task = progress.add_task(f"building {number}/{len(models)} {part}", total=1)
+            name = f"{number}/{len(models)} {part}"
+            task = progress.add_task(name, stage="", total=None)
+
+            def show(step: es.Progress, task: TaskID = task) -> None:
+                progress.update(task, stage=step.stage, completed=step.done, total=step.total)
+
             start = time.perf_counter()
             engines[part] = es.build(
-                path, target="cpu", precision="fp32", shapes={"x": PROFILES[part]}
+                path,
+                target="cpu",
+                precision="fp32",
+                shapes={"x": PROFILES[part]},
+                progress=show,
             )
             seconds[part] = time.perf_counter() - start
-            progress.update(task, completed=1, description=f"built {part}")
+            progress.update(task, stage="built", completed=1, total=1)
     return engines, seconds
 
 

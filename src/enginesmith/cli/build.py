@@ -1,0 +1,76 @@
+"""`enginesmith build`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from enginesmith.cli import display
+from enginesmith.cli.options import Duration, build_options, example, merge_shapes, threads_option
+
+
+@click.command(
+    short_help="Build an ONNX model into a plan.",
+    epilog=example(
+        "enginesmith build model.onnx -o model.plan --budget 60s",
+        "enginesmith build ocr.onnx --profile x=1x3x48x32:1x3x48x320:8x3x48x960",
+    ),
+)
+@click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="PLAN",
+    help="Where to save the plan; MODEL's name with .plan in this folder if absent.",
+)  # fmt: skip
+@build_options
+@click.option("--budget", type=Duration(), help="Time for tuning: 60s, 2m. No limit if absent.")
+@click.option("--no-tune", is_flag=True, help="Take each kernel's most promising tactic untimed.")
+@threads_option
+@click.option("-v", "--verbose", is_flag=True, help="Print the whole build report.")
+def build(
+    model: Path,
+    output: Path | None,
+    target: str,
+    precision: str,
+    shapes: Any,
+    profiles: Any,
+    budget: float | None,
+    no_tune: bool,
+    threads: int | None,
+    verbose: bool,
+) -> None:
+    """Build MODEL (an ONNX file) into a plan for one machine."""
+    import enginesmith as es
+
+    if no_tune and budget is not None:
+        raise click.UsageError("--no-tune and --budget exclude each other")
+    output = output or Path(model.stem + ".plan")
+    start = time.perf_counter()
+    with display.progress_bars(verbose=verbose) as listener:
+        engine = es.build(
+            model,
+            target=target,
+            precision=precision,
+            shapes=merge_shapes(shapes, profiles),
+            budget=budget,
+            tuning=not no_tune,
+            threads=threads,
+            progress=listener,
+        )
+    engine.save(output)
+    out = display.console()
+    took = display.seconds(time.perf_counter() - start)
+    plan = engine.plan
+    out.print(
+        f"{output}: {len(plan.steps)} steps for {plan.target} {plan.precision}, "
+        f"{display.size(output.stat().st_size)}, built in {took}",
+        soft_wrap=True,
+        markup=False,
+    )
+    if verbose:
+        out.print(engine.report, markup=False, soft_wrap=True)
+    else:
+        for note in plan.notes:
+            out.print(f"  {note}", markup=False, soft_wrap=True)

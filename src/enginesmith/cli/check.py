@@ -1,0 +1,100 @@
+"""`enginesmith check`: whether a model can be built, and whether its engine is right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from enginesmith.cli import display
+from enginesmith.cli.load import load_engine, random_feeds, symbols_of_shapes
+from enginesmith.cli.options import build_options, example, merge_shapes
+from enginesmith.errors import Problem
+
+TOLERANCE = 2e-5
+"""Norm-relative error of fp32 that passes."""
+
+
+@click.command(
+    short_help="List every node that can't be built; compare with a reference.",
+    epilog=example("enginesmith check model.onnx --accuracy"),
+)
+@click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@build_options
+@click.option(
+    "--accuracy", is_flag=True,
+    help="Build it too, untuned, and compare its outputs with ONNX Runtime or onnx.reference.",
+)  # fmt: skip
+@click.pass_context
+def check(
+    ctx: click.Context,
+    model: Path,
+    target: str,
+    precision: str,
+    shapes: Any,
+    profiles: Any,
+    accuracy: bool,
+) -> None:
+    """List every node of MODEL that can't be built, all at once, and its symbolic shapes.
+
+    Exit code 1 if there is any.
+    """
+    from enginesmith import check_model
+
+    merged = merge_shapes(shapes, profiles)
+    problems = check_model(model, merged, target)
+    out = display.console()
+    if problems:
+        print_problems(out, problems)
+        ctx.exit(1)
+    print_tensors(out, model, merged)
+    if accuracy and not accurate(out, model, target, precision, merged):
+        ctx.exit(1)
+
+
+def print_problems(out: Console, problems: tuple[Problem, ...]) -> None:
+    """A row for each problem."""
+    many = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    rows = display.table("~where", "~problem", "~remedy", title=many)
+    for problem in problems:
+        rows.add_row(problem.where, problem.reason, problem.remedy)
+    out.print(rows)
+
+
+def print_tensors(out: Console, model: Path, shapes: Mapping[str, Any]) -> None:
+    """The inputs and outputs with their shapes, and the range of every symbol."""
+    from enginesmith.builder import Profile, symbol_ranges
+    from enginesmith.frontend import import_model
+
+    fixed = {name: None if isinstance(s, Profile) else s for name, s in shapes.items()}
+    graph = import_model(model, fixed)
+    rows = display.table("tensor", "name", "dtype", "shape")
+    for kind, values in (("input", graph.inputs), ("output", graph.outputs)):
+        for value in values:
+            dims = tuple(dim if isinstance(dim, int) else str(dim) for dim in value.shape)
+            rows.add_row(kind, value.name, value.type.dtype, display.shape_text(dims))
+    out.print(f"{model}: every node can be built", markup=False, soft_wrap=True)
+    out.print(rows)
+    for symbol in symbol_ranges(graph, shapes):
+        out.print(f"symbol {symbol.name}: {display.range_text(symbol)}", markup=False)
+
+
+def accurate(
+    out: Console, model: Path, target: str, precision: str, shapes: Mapping[str, Any]
+) -> bool:
+    """Build and compare at the tuned shapes; whether every output is within TOLERANCE."""
+    from enginesmith.verify.compare import compare, reference
+
+    engine = load_engine(model, target=target, precision=precision, shapes=shapes, tuning=False)
+    feeds = random_feeds(engine.plan, symbols_of_shapes(engine.plan, {}))
+    name, run = reference(model)
+    found = compare(engine, run, feeds)
+    rows = display.table("output", ">relative error", ">largest", "~", title=f"against {name}")
+    for item in found:
+        verdict = item.problem or ("ok" if item.relative <= TOLERANCE else f"over {TOLERANCE:.0e}")
+        rows.add_row(item.output, f"{item.relative:.1e}", f"{item.largest:.1e}", verdict)
+    out.print(rows)
+    return all(item.relative <= TOLERANCE for item in found)

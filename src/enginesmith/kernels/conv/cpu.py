@@ -9,13 +9,14 @@ import numpy as np
 
 from enginesmith.codegen.expressions import vector_dtypes
 from enginesmith.kernels.base import Cost, KernelSource, Problem, Tactic
-from enginesmith.kernels.conv import depthwise, direct, plain
+from enginesmith.kernels.conv import depthwise, direct, plain, winograd
 from enginesmith.kernels.conv.problem import ConvProblem
 from enginesmith.kernels.conv.problem import cost as conv_cost
 from enginesmith.plan.target import Target
 
 ALGORITHMS: dict[str, ModuleType] = {
     "depthwise": depthwise,
+    "winograd": winograd,
     "direct": direct,
 }
 """By tactic name, the most promising first; `plain` serves what none of them does."""

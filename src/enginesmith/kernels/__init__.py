@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from types import ModuleType
 
+from enginesmith.kernels.conv import cpu as conv
+from enginesmith.kernels.halo import cpu as halo
 from enginesmith.kernels.layout import cpu as layout
 from enginesmith.kernels.pointwise import cpu as pointwise
 from enginesmith.kernels.pool import cpu as pool
+from enginesmith.kernels.reduce import cpu as reduce
 
 FAMILIES: dict[str, ModuleType] = {
+    "conv": conv,
+    "halo": halo,
     "pointwise": pointwise,
     "layout": layout,
     "pool": pool,
+    "reduce": reduce,
 }
 """Name -> module with the functions of `base.Family`."""

@@ -1,0 +1,96 @@
+"""The passes, in order: what turns an imported graph into the one kernels are chosen for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from enginesmith.ir.graph import Graph
+from enginesmith.passes.attention import attention
+from enginesmith.passes.batch_norm_into_conv import batch_norm_into_conv
+from enginesmith.passes.common_subexpressions import common_subexpressions
+from enginesmith.passes.constant_folding import constant_folding
+from enginesmith.passes.dead_code import dead_code
+from enginesmith.passes.epilogue_fusion import epilogue_fusion
+from enginesmith.passes.expressions import expressions
+from enginesmith.passes.identities import identities
+from enginesmith.passes.layer_normalization import layer_normalization
+from enginesmith.passes.pad_into_conv import pad_into_conv
+from enginesmith.passes.pointwise_fusion import pointwise_duplication, pointwise_fusion
+from enginesmith.passes.prologue_fusion import prologue_fusion
+from enginesmith.passes.reshapes import reshapes
+from enginesmith.passes.scalar_operands import scalar_operands
+from enginesmith.passes.slices import slices
+from enginesmith.passes.softmax import softmax
+
+Pass: TypeAlias = Callable[[Graph], bool]
+"""Rewrites a graph in place; True if it changed anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Passes run one after the other; `repeat`: again and again until none changes anything."""
+
+    name: str
+    passes: tuple[Pass, ...]
+    repeat: bool = False
+
+
+_CLEANUP: tuple[Pass, ...] = (
+    constant_folding, identities, reshapes, slices, common_subexpressions, dead_code,
+)  # fmt: skip
+
+PIPELINE: tuple[Stage, ...] = (
+    Stage("clean up", (*_CLEANUP, scalar_operands, expressions), repeat=True),
+    Stage("recognise", (layer_normalization, softmax, attention, dead_code)),
+    Stage("clean up after", _CLEANUP, repeat=True),
+    Stage("fold weights", (pad_into_conv, batch_norm_into_conv, dead_code, expressions)),
+    Stage("fuse", (pointwise_fusion, epilogue_fusion), repeat=True),
+    Stage("duplicate", (pointwise_duplication, pointwise_fusion, epilogue_fusion), repeat=True),
+    Stage("tidy", (*_CLEANUP, scalar_operands, expressions), repeat=True),
+)
+"""The whole pipeline in order."""
+
+OPTIONAL: tuple[Stage, ...] = (Stage("prologues", (prologue_fusion, dead_code)),)
+"""Stages that run only when asked for: kernels must serve what they make."""
+
+_ROUNDS = 20
+"""Rounds after which a repeated stage that still changes things is taken as a fault."""
+
+
+def run_pipeline(
+    graph: Graph,
+    verify: Callable[[Graph], None] | None = None,
+    after_pass: Callable[[str, Graph], None] | None = None,
+    prologues: bool = False,
+) -> Graph:
+    """Rewrite `graph` in place, and return it.
+
+    verify: called after every pass that changed something; raises if the graph is broken.
+    after_pass: called likewise with the pass's name, to dump the graph. prologues: also let kernels
+    take pointwise work before them. RuntimeError if a stage doesn't settle.
+    """
+    for stage in (*PIPELINE, *(OPTIONAL if prologues else ())):
+        _run_stage(graph, stage, verify, after_pass)
+    return graph
+
+
+def _run_stage(
+    graph: Graph,
+    stage: Stage,
+    verify: Callable[[Graph], None] | None,
+    after_pass: Callable[[str, Graph], None] | None,
+) -> None:
+    for _ in range(_ROUNDS):
+        changed = False
+        for rewrite in stage.passes:
+            if rewrite(graph):
+                changed = True
+                if verify is not None:
+                    verify(graph)
+                if after_pass is not None:
+                    after_pass(rewrite.__name__, graph)
+        if not changed or not stage.repeat:
+            return
+    raise RuntimeError(f"the passes of {stage.name!r} keep changing the graph {graph.name}")

@@ -1,0 +1,1 @@
+"""Zeros around blocked planes."""

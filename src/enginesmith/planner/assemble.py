@@ -1,0 +1,218 @@
+"""Chosen kernels -> a plan: addresses, packed weights, the program, its compiled code."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+
+from enginesmith.codegen.pool import POOL
+from enginesmith.codegen.program import Launch, Pointer, program_text
+from enginesmith.ir import dims
+from enginesmith.ir.dims import Dim
+from enginesmith.ir.graph import Graph, Value
+from enginesmith.kernels import FAMILIES
+from enginesmith.kernels.base import KernelSource, Size
+from enginesmith.plan.plan import Buffer, Plan, Step, SymbolRange, TensorSpec
+from enginesmith.plan.target import Target
+from enginesmith.planner.lower import Lowered, Place
+from enginesmith.planner.storage import Storage
+from enginesmith.toolchain.cache import ArtifactCache
+from enginesmith.toolchain.cc import compile_object, link_shared
+from enginesmith.tuner.tune import Choice
+
+WEIGHTS_SLACK = 4096
+"""Zero bytes behind the last constant, for kernels that read past ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """All that `assemble` puts together."""
+
+    graph: Graph
+    steps: Sequence[Lowered]
+    choices: Mapping[int, Choice]
+    storages: Sequence[Storage]
+    ranges: tuple[SymbolRange, ...]
+    target: Target
+    precision: str
+
+
+def assemble(parts: Assembly, cache: ArtifactCache) -> Plan:
+    """The plan of a lowered and tuned model."""
+    return _Assembler(parts, cache).run()
+
+
+class _Assembler:
+    def __init__(self, parts: Assembly, cache: ArtifactCache) -> None:
+        self.parts, self.cache = parts, cache
+        self.exprs: dict[str, int] = {}
+        self.buffers: list[Buffer] = []
+        self.numbers: dict[int, int] = {}
+        self.blob: list[bytes] = []
+        self.blob_size = 0
+        self.constants: dict[bytes, int] = {}
+        self.scratch: Dim = 0
+        self.sources: dict[str, KernelSource] = {}
+
+    def run(self) -> Plan:
+        parts = self.parts
+        self.number_buffers()
+        launches, steps = [], []
+        for i, step in enumerate(parts.steps):
+            launch, record = self.step(i, step, parts.choices[i])
+            launches.append(launch)
+            steps.append(record)
+        program = program_text(launches)
+        texts = [POOL, *(s.c for s in self.sources.values())]
+        objects = self.compile_all([*texts, program])
+        code = link_shared(objects, parts.target, self.cache)
+        weights = b"".join([*self.blob, bytes(WEIGHTS_SLACK)])
+        self.buffers[self.weights_buffer] = Buffer("weights", len(weights))
+        return Plan(
+            name=parts.graph.name,
+            target=str(parts.target),
+            precision=parts.precision,
+            symbols=parts.ranges,
+            inputs=tuple(map(_spec, parts.graph.inputs)),
+            outputs=tuple(map(_spec, parts.graph.outputs)),
+            exprs=tuple(self.exprs),
+            buffers=tuple(self.buffers),
+            steps=tuple(steps),
+            scratch=_plain(self.scratch),
+            notes=self.notes(),
+            producer=f"enginesmith {_version()}",
+            metadata=tuple(sorted(parts.graph.metadata.items())),
+            sources={name: s.c for name, s in self.sources.items()},
+            code=code,
+            weights=weights,
+        )
+
+    # -- buffers and addresses --------------------------------------------------------------------
+
+    def number_buffers(self) -> None:
+        """Inputs, outputs, weights, then the arena's storages that a step uses."""
+        graph = self.parts.graph
+        placed = {(s.kind, s.index): s for s in self.parts.storages if s.kind != "arena"}
+        for kind, values in (("input", graph.inputs), ("output", graph.outputs)):
+            for index, value in enumerate(values):
+                size = dims.product((*value.shape, np.dtype(value.dtype).itemsize))
+                if (storage := placed.get((kind, index))) is not None:
+                    self.numbers[id(storage)] = len(self.buffers)
+                self.buffers.append(Buffer(kind, _plain(size), index))
+        self.weights_buffer = len(self.buffers)
+        self.buffers.append(Buffer("weights", 0))
+        for storage in self.parts.storages:
+            if storage.kind == "arena" and storage.last >= 0:
+                self.numbers[id(storage)] = len(self.buffers)
+                size = _plain(storage.size())
+                self.buffers.append(Buffer("arena", size, 0, storage.first, storage.last))
+
+    def expression(self, dim: Dim) -> str:
+        """C text of a size or offset: a literal, or an entry of the table."""
+        if isinstance(dim, int):
+            return str(dim)
+        index = self.exprs.setdefault(dims.to_text(dim), len(self.exprs))
+        return f"D[{index}]"
+
+    def weight(self, array: np.ndarray) -> Pointer:
+        """Place of a constant in the weights; equal bytes are stored once."""
+        data = np.ascontiguousarray(array).tobytes()
+        key = hashlib.sha256(data).digest()
+        if key not in self.constants:
+            self.constants[key] = self.blob_size
+            padded = data + bytes(-len(data) % 64)
+            self.blob.append(padded)
+            self.blob_size += len(padded)
+        return Pointer(self.weights_buffer, self.constants[key])
+
+    # -- steps ------------------------------------------------------------------------------------
+
+    def step(self, index: int, step: Lowered, choice: Choice) -> tuple[Launch, Step]:
+        target, family = self.parts.target, FAMILIES[step.family]
+        source = family.emit(step.problem, choice.tactic, target)
+        self.sources.setdefault(source.name, source)
+        constants = {i: p for i, p in enumerate(step.places) if isinstance(p, np.ndarray)}
+        packed = family.pack(step.problem, choice.tactic, target, constants)
+        pointers = []
+        for i, place in enumerate(step.places):
+            if isinstance(place, Place):
+                offset = self.expression(place.offset)
+                pointers.append(Pointer(self.numbers[id(place.storage)], offset))
+            else:
+                pointers.append(self.weight(packed.get(i, place)))
+        workspace = self.dim(step, source.workspace)
+        if workspace != 0:
+            pointers.append(Pointer(len(self.buffers), 0))
+            self.buffers.append(Buffer("arena", _plain(workspace), 0, index, index))
+        self.scratch = dims.dim_max(self.scratch, self.dim(step, source.scratch))
+        cost = family.cost(step.problem)
+        record = Step(
+            op=step.op,
+            problem=describe(step),
+            tactic=str(choice.tactic),
+            kernel=source.name,
+            nodes=step.sources,
+            flops=_plain(self.dim(step, cost.flops)),
+            bytes=_plain(self.dim(step, cost.bytes)),
+            timings=choice.timings,
+        )
+        phases = tuple((source.name + p.suffix, p.tasks) for p in source.phases)
+        sizes = tuple(self.expression(d) for d in step.sizes)
+        return Launch(phases, tuple(pointers), sizes, step.op), record
+
+    def dim(self, step: Lowered, size: Size) -> Dim:
+        """A kernel's size over d0, d1, ... in terms of the model's symbols."""
+        if isinstance(size, int):
+            return size
+        names = {f"d{i}": d for i, d in enumerate(step.sizes)}
+        return dims.substitute(dims.parse(size), names)
+
+    def compile_all(self, texts: Sequence[str]) -> list[bytes]:
+        """Objects of these texts, compiled side by side."""
+        target, cache = self.parts.target, self.cache
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            return list(pool.map(lambda text: compile_object(text, target, cache), texts))
+
+    def notes(self) -> tuple[str, ...]:
+        untuned = [
+            i
+            for i, c in self.parts.choices.items()
+            if not c.timings and self.has_choice(self.parts.steps[i])
+        ]
+        notes = list(self.parts.graph.notes)
+        if untuned:
+            notes.append(f"{len(untuned)} of {len(self.parts.steps)} steps are untuned (heuristics)")
+        return tuple(notes)
+
+    def has_choice(self, step: Lowered) -> bool:
+        return len(FAMILIES[step.family].tactics(step.problem, self.parts.target)) > 1
+
+
+def describe(step: Lowered) -> str:
+    """One line that tells a reader what a step computes."""
+    shapes = [
+        "x".join(str(s) for s in o.shape) or "scalar" for o in step.problem.operands
+    ]
+    n = step.problem.outputs
+    return f"{', '.join(shapes[:-n])} -> {', '.join(shapes[-n:])}"
+
+
+def _spec(value: Value) -> TensorSpec:
+    return TensorSpec(value.name, value.dtype, tuple(_plain(d) for d in value.shape))
+
+
+def _plain(dim: Dim) -> int | str:
+    return dim if isinstance(dim, int) else dims.to_text(dim)
+
+
+def _version() -> str:
+    try:
+        return version("enginesmith")
+    except PackageNotFoundError:
+        return "unknown"

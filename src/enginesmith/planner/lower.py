@@ -1,0 +1,214 @@
+"""Planned steps -> kernel problems: which family, with which operands, at which addresses.
+
+A problem speaks of runtime sizes d0, d1, ... only; `Lowered.sizes` says which dimension each is, so
+equal work on differently named symbols is the same problem and shares one kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from enginesmith.ir import dims
+from enginesmith.ir.dims import Dim, Shape
+from enginesmith.ir.graph import Node, Value
+from enginesmith.kernels.base import Operand, Problem, Size, add, mul
+from enginesmith.planner.storage import ClearHalo, Move, PlannedStep, Storage, StoragePlan, Stride, View
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An operand in memory: storage and byte offset from its start."""
+
+    storage: Storage
+    offset: Dim
+
+
+@dataclass(eq=False, slots=True)
+class Lowered:
+    """One step ready for the tuner. places: a Place, or the array of a constant operand."""
+
+    family: str
+    problem: Problem
+    places: tuple[Place | np.ndarray, ...]
+    sizes: tuple[Dim, ...]
+    sources: tuple[str, ...]
+    op: str
+
+
+@dataclass(slots=True)
+class Lowering:
+    """Collects the operands and runtime sizes of one problem."""
+
+    plan: StoragePlan
+    lanes: int
+    typical: Mapping[str, int]
+    sizes: list[Dim] = field(default_factory=list)
+    operands: list[Operand] = field(default_factory=list)
+    places: list[Place | np.ndarray] = field(default_factory=list)
+
+    # -- sizes ------------------------------------------------------------------------------------
+
+    def size(self, dim: Dim) -> Size:
+        """`dim` as a Size; a new runtime size is added for an expression not seen yet."""
+        if isinstance(dim, int):
+            return dim
+        for i, known in enumerate(self.sizes):
+            if dims.equal(known, dim):
+                return f"d{i}"
+        constant, rest = dim.as_coeff_Add()
+        if constant != 0 and constant.is_Integer:
+            for i, known in enumerate(self.sizes):
+                if known == rest and constant > 0:
+                    return add(f"d{i}", int(constant))
+        self.sizes.append(dim)
+        return f"d{len(self.sizes) - 1}"
+
+    def shape(self, shape: Shape) -> tuple[Size, ...]:
+        return tuple(self.size(d) for d in shape)
+
+    def stride(self, factors: Stride) -> Size:
+        return mul(*(self.size(dims.simplify(f)) for f in factors))
+
+    def hint(self) -> tuple[int, ...]:
+        return tuple(dims.evaluate(d, self.typical) for d in self.sizes)
+
+    # -- operands ---------------------------------------------------------------------------------
+
+    def value(self, value: Value) -> None:
+        """A value as it lies, or a constant in dense plain form."""
+        if value.data is not None:
+            self.constant(value.data)
+        else:
+            self.view(self.plan.views[id(value)], value.shape, value.type.layout.block)
+
+    def view(
+        self, view: View, shape: Shape, block: int, strides: Sequence[Stride] | None = None
+    ) -> None:
+        """An array in a storage, seen with `shape`; `block` is its layout's."""
+        storage = view.storage
+        self.operands.append(
+            Operand(
+                storage.dtype,
+                self.shape(shape),
+                tuple(self.stride(s) for s in (view.strides if strides is None else strides)),
+                block,
+                storage.halo if block else (0, 0, 0, 0),
+            )
+        )
+        width = np.dtype(storage.dtype).itemsize
+        offset = dims.simplify((storage.origin() + view.offset) * width)
+        self.places.append(Place(storage, offset))
+
+    def constant(self, data: np.ndarray) -> None:
+        """A constant, dense and plain."""
+        shape = tuple(int(d) for d in data.shape)
+        strides = tuple(int(np.prod(shape[i + 1 :], dtype=np.int64)) for i in range(len(shape)))
+        self.operands.append(Operand(data.dtype.name, shape, strides, constant=True))
+        self.places.append(np.ascontiguousarray(data).reshape(shape))
+
+    def broadcast(self, value: Value, out: Shape) -> None:
+        """An operand of pointwise work over a plain result of shape `out`: strides 0 where it has one
+        element and the result may have more."""
+        lead = len(out) - value.type.rank
+        shape = (1,) * lead + tuple(value.shape)
+        if value.data is not None:
+            data = value.data.reshape(tuple(int(d) for d in shape))
+            strides: tuple[Stride, ...] = tuple(
+                (int(np.prod(data.shape[i + 1 :], dtype=np.int64)),) for i in range(len(out))
+            )
+        else:
+            view = self.plan.views[id(value)]
+            strides = ((0,),) * lead + tuple(view.strides)
+        zeroed = tuple(
+            (0,) if shape[i] == 1 and out[i] != 1 else s for i, s in enumerate(strides)
+        )
+        if value.data is not None:
+            sizes = tuple(self.stride(s) for s in zeroed)
+            self.operands.append(
+                Operand(value.dtype, self.shape(shape), sizes, constant=True)
+            )
+            self.places.append(data)
+        else:
+            self.view(view, shape, 0, zeroed)
+
+    def blocked(self, value: Value, out: Shape) -> None:
+        """An operand of pointwise work over a blocked result of shape `out`."""
+        if value.data is not None:
+            self.blocked_constant(value.data, out)
+            return
+        view = self.plan.views[id(value)]
+        if all(d == 1 for d in value.shape):
+            self.view(view, (1, 1, 1, 1), 0, ((0,),) * 4)
+            return
+        strides = tuple(
+            (0,) if value.shape[i] == 1 and out[i] != 1 and i != 1 else s
+            for i, s in enumerate(view.strides)
+        )
+        self.view(view, value.shape, self.lanes, strides)
+
+    def blocked_constant(self, data: np.ndarray, out: Shape) -> None:
+        """Scalars stay plain; per-channel and full-size constants become blocked."""
+        data = data.reshape((1,) * (4 - data.ndim) + data.shape)
+        if data.size == 1:
+            self.operands.append(
+                Operand(data.dtype.name, (1, 1, 1, 1), (0, 0, 0, 0), constant=True)
+            )
+            self.places.append(np.ascontiguousarray(data))
+            return
+        n, c, h, w = data.shape
+        b = self.lanes
+        if c == 1:
+            data = np.broadcast_to(data, (n, int(out[1]), h, w))
+            c = int(out[1])
+        blocks = -(-c // b)
+        padded = np.zeros((n, blocks * b, h, w), data.dtype)
+        padded[:, :c] = data
+        packed = padded.reshape(n, blocks, b, h, w).transpose(0, 1, 3, 4, 2)
+        strides = (
+            0 if n == 1 else blocks * h * w * b,
+            h * w * b,
+            0 if h == 1 else w * b,
+            0 if w == 1 else b,
+        )
+        self.operands.append(
+            Operand(data.dtype.name, (n, c, h, w), strides, b, constant=True)
+        )
+        self.places.append(np.ascontiguousarray(packed))
+
+    def extra(self, value: Value, out: Value) -> None:
+        """An epilogue operand or pointwise input, as the result's layout asks."""
+        if out.type.layout.block:
+            self.blocked(value, out.shape)
+        else:
+            self.broadcast(value, out.shape)
+
+    # -- the result -------------------------------------------------------------------------------
+
+    def done(
+        self, family: str, kind: Callable[..., Problem], node_op: str, sources: tuple[str, ...],
+        **fields: Any,
+    ) -> Lowered:  # fmt: skip
+        problem = kind(operands=tuple(self.operands), hint=self.hint(), **fields)
+        sizes = tuple(self.sizes)
+        return Lowered(family, problem, tuple(self.places), sizes, sources, node_op)
+
+
+def lower(
+    step: PlannedStep, plan: StoragePlan, lanes: int, typical: Mapping[str, int]
+) -> Lowered:
+    """The problem of one step. typical: symbol values to tune for."""
+    from enginesmith.planner.problems import LOWERINGS, lower_halo, lower_move
+
+    lowering = Lowering(plan, lanes, typical)
+    if isinstance(step, ClearHalo):
+        return lower_halo(lowering, step)
+    if isinstance(step, Move):
+        return lower_move(lowering, step)
+    return LOWERINGS[step.op](lowering, step)
+
+
+__all__ = ["Lowered", "Lowering", "Node", "Place", "lower"]

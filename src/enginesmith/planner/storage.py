@@ -1,0 +1,472 @@
+"""Where every value lives: which storage, at what offset, with what strides.
+
+Most data movement vanishes here. A concat's inputs are written straight into its memory, a concat whose
+inputs are a prefix of a later one's shares that one's memory (DenseNet), and reshapes, slices and, for
+readers that take any strides, transposes and expands are views. What remains is a copy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from enginesmith.ir import dims
+from enginesmith.ir.dims import Dim, Shape
+from enginesmith.ir.graph import Graph, Node, Value
+from enginesmith.ir.ops import (
+    ConcatAttrs,
+    ConvAttrs,
+    ConvTransposeAttrs,
+    SliceAttrs,
+    TransposeAttrs,
+)
+
+Stride = tuple[Dim, ...]
+"""A stride in elements as factors, so that lowering can write it over the sizes it already has."""
+
+STRIDED_READERS = frozenset({"matmul", "attention"})
+"""Operators whose own operands may have any strides at no cost."""
+
+Halo = tuple[int, int, int, int]
+
+
+@dataclass(eq=False, slots=True)
+class Storage:
+    """One piece of memory. kind: arena, input, output (index: which one) or weights.
+
+    shape, block, halo: geometry of the value it was made for; first..last: steps it is alive."""
+
+    kind: str
+    dtype: str
+    shape: Shape
+    block: int
+    index: int = 0
+    halo: Halo = (0, 0, 0, 0)
+    first: int = 1 << 30
+    last: int = -1
+
+    def plane(self) -> tuple[Dim, Dim]:
+        """Height and width of a blocked plane with its halo."""
+        top, left, bottom, right = self.halo
+        return dims.simplify(self.shape[2] + top + bottom), dims.simplify(
+            self.shape[3] + left + right
+        )
+
+    def strides(self) -> tuple[Stride, ...]:
+        if not self.block:
+            return dense(self.shape)
+        height, width = self.plane()
+        blocks = dims.ceildiv(self.shape[1], self.block)
+        return (
+            (blocks, height, width, self.block),
+            (height, width, self.block),
+            (width, self.block),
+            (self.block,),
+        )
+
+    def elements(self) -> Dim:
+        if not self.block:
+            return dims.product(self.shape)
+        return dims.product((self.shape[0], *self.strides()[0]))
+
+    def origin(self) -> Dim:
+        """Element offset of logical index 0 (behind the halo)."""
+        if not self.block:
+            return 0
+        top, left, _, _ = self.halo
+        return dims.simplify((top * self.plane()[1] + left) * self.block)
+
+    def size(self) -> Dim:
+        """Bytes."""
+        return dims.simplify(self.elements() * np.dtype(self.dtype).itemsize)
+
+    def touch(self, step: int) -> None:
+        self.first, self.last = min(self.first, step), max(self.last, step)
+
+
+def dense(shape: Shape) -> tuple[Stride, ...]:
+    """Row-major strides."""
+    return tuple(tuple(shape[i + 1 :]) for i in range(len(shape)))
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A value's place: element `offset` from the storage's logical origin, and strides (per logical
+    dim; for blocked values those of n, channel block, h, w)."""
+
+    storage: Storage
+    offset: Dim
+    strides: tuple[Stride, ...]
+
+    def is_dense(self, shape: Shape) -> bool:
+        """Row-major without gaps (strides of size-1 dims don't matter)."""
+        return all(
+            d == 1 or dims.equal(dims.product(a), dims.product(b))
+            for d, a, b in zip(shape, self.strides, dense(shape), strict=True)
+        )
+
+
+@dataclass(eq=False, slots=True)
+class Move:
+    """A copy the program must make: `source` into `target`, seen with `shape` (logical)."""
+
+    source: Value
+    target: Value
+    view: View
+    """Where in the target's storage (geometry of the source's shape)."""
+    channel: int = 0
+    """First channel of `view` to write, for blocked pieces that start inside a block."""
+
+
+@dataclass(eq=False, slots=True)
+class ClearHalo:
+    """Zeros to be written around the planes of a blocked storage, before its first use."""
+
+    storage: Storage
+    sources: tuple[str, ...]
+
+
+PlannedStep = Node | Move | ClearHalo
+
+
+@dataclass(slots=True)
+class StoragePlan:
+    """views: place of every non-constant value (by id); steps: what to run, in order."""
+
+    views: dict[int, View] = field(default_factory=dict)
+    steps: list[PlannedStep] = field(default_factory=list)
+    storages: list[Storage] = field(default_factory=list)
+
+    def root_view(self, storage: Storage) -> View:
+        """All of a storage."""
+        return View(storage, 0, storage.strides())
+
+
+def place(graph: Graph) -> StoragePlan:
+    """Decide every value's place, the remaining copies and all lifetimes."""
+    return _Placer(graph).run()
+
+
+class _Placer:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.plan = StoragePlan()
+        self.parent: dict[int, tuple[Value, int]] = {}
+        """Value -> (concat output it is written into, position along the axis is offsets[...])."""
+        self.offset: dict[int, Dim] = {}
+        self.axis: dict[int, int] = {}
+        self.prefix_of: dict[int, Value] = {}
+
+    def run(self) -> StoragePlan:
+        for position, value in enumerate(self.graph.inputs):
+            self.root(value, "input", position)
+        for node in reversed(self.graph.nodes):
+            if node.op == "concat":
+                self.place_concat(node)
+        for node in self.graph.nodes:
+            self.visit(node)
+        self.place_outputs()
+        self.set_halos()
+        self.clear_halos()
+        self.set_lifetimes()
+        return self.plan
+
+    # -- concat in place --------------------------------------------------------------------------
+
+    def place_concat(self, node: Node) -> None:
+        attrs = node.attrs
+        assert isinstance(attrs, ConcatAttrs)
+        whole = node.output
+        for reader in self.later_concats(node):
+            if [id(v) for v in reader.inputs[: len(node.inputs)]] == [id(v) for v in node.inputs]:
+                self.prefix_of[id(whole)] = reader.output
+                return
+        start: Dim = 0
+        for value in node.inputs:
+            if self.can_be_written_into(value, node, start):
+                self.parent[id(value)] = (whole, attrs.axis)
+                self.offset[id(value)] = start
+            start = dims.simplify(start + value.shape[attrs.axis])
+
+    def later_concats(self, node: Node) -> list[Node]:
+        """Concats along the same axis that read this one's first input and more."""
+        attrs, found = node.attrs, []
+        if self.graph.is_output(node.output):
+            return []
+        for reader, slot in node.inputs[0].uses:
+            longer = len(reader.inputs) > len(node.inputs)
+            same = reader.attrs == attrs and reader.output.type.layout == node.output.type.layout
+            if reader.op == "concat" and slot == 0 and longer and same:
+                found.append(reader)
+        return sorted(found, key=lambda n: len(n.inputs))
+
+    def can_be_written_into(self, value: Value, concat: Node, start: Dim) -> bool:
+        producer = value.producer
+        if producer is None or id(value) in self.parent or self.graph.is_output(value):
+            return False
+        if producer.op in ("reshape", "slice", "transpose", "expand", "layout"):
+            # A conversion can write anywhere; a view can't.
+            if self.is_view(producer):
+                return False
+        if id(value) in self.prefix_of or sum(v is value for v in concat.inputs) > 1:
+            return False
+        layout = concat.output.type.layout
+        if value.type.layout != layout:
+            return False
+        if layout.block:
+            last = concat.inputs[-1] is value
+            whole_blocks = last or dims.divisible(value.shape[1], layout.block)
+            return dims.divisible(start, layout.block) and whole_blocks
+        return True
+
+    # -- views ------------------------------------------------------------------------------------
+
+    def is_view(self, node: Node) -> bool:
+        """Could this node be a view (decided by types alone; denseness is checked later)?"""
+        out = node.outputs[0]
+        match node.op:
+            case "reshape" | "slice":
+                return not isinstance(node.attrs, SliceAttrs) or all(
+                    s > 0 for s in node.attrs.steps
+                )
+            case "layout":
+                return self.same_memory(node)
+            case "transpose":
+                return self.readers_take_strides(out)
+            case "expand":
+                return self.readers_take_strides(out) or all(
+                    reader.op == "pointwise" and not reader.output.type.layout.block
+                    for reader, _ in out.uses
+                )
+        return False
+
+    def readers_take_strides(self, value: Value) -> bool:
+        if self.graph.is_output(value) or not value.uses:
+            return False
+        return all(n.op in STRIDED_READERS and slot < 3 for n, slot in value.uses)
+
+    def same_memory(self, node: Node) -> bool:
+        """Blocked and plain agree when planes are single pixels and channels fill their blocks (or
+        there is one image and only the tail differs, which a plain reader never sees)."""
+        x, y = node.inputs[0], node.output
+        if x.type.rank != 4 or x.shape[2:] != (1, 1):
+            return False
+        block = max(x.type.layout.block, y.type.layout.block)
+        to_plain = bool(x.type.layout.block)
+        if any(isinstance(n.attrs, ConvAttrs) and any(n.attrs.pads) for n, _ in y.uses):
+            return False  # the reader needs zeros around the pixel
+        return dims.divisible(x.shape[1], block) or (to_plain and x.shape[0] == 1)
+
+    def view_of(self, value: Value) -> View:
+        """The place of a value, following concats it is written into."""
+        if (known := self.plan.views.get(id(value))) is not None:
+            return known
+        if (longer := self.prefix_of.get(id(value))) is not None:
+            outer = self.view_of(longer)
+            view = View(outer.storage, outer.offset, outer.strides)
+        elif id(value) in self.parent:
+            whole, axis = self.parent[id(value)]
+            outer = self.view_of(whole)
+            start = self.offset[id(value)]
+            if value.type.layout.block:
+                start = dims.floordiv(start, value.type.layout.block)
+            shift = dims.simplify(outer.offset + start * dims.product(outer.strides[axis]))
+            view = View(outer.storage, shift, outer.strides)
+        else:
+            return self.root(value, "arena", 0)
+        self.plan.views[id(value)] = view
+        return view
+
+    def root(self, value: Value, kind: str, index: int) -> View:
+        block = value.type.layout.block
+        storage = Storage(kind, value.dtype, value.shape, block, index)
+        self.plan.storages.append(storage)
+        view = View(storage, 0, storage.strides())
+        self.plan.views[id(value)] = view
+        return view
+
+    def visit(self, node: Node) -> None:
+        """Give the node's outputs a place; queue what must run."""
+        if node.op == "concat":
+            self.visit_concat(node)
+            return
+        if self.is_view(node) and id(node.output) not in self.parent:
+            view = self.derived_view(node)
+            if view is not None:
+                self.plan.views[id(node.output)] = view
+                return
+        for output in node.outputs:
+            self.view_of(output)
+        if node.op in ("reshape", "slice", "transpose", "expand"):
+            self.move(node)
+        else:
+            self.plan.steps.append(node)
+
+    def derived_view(self, node: Node) -> View | None:
+        """The output as a view of the input, or None if its memory doesn't allow it."""
+        x, y = node.inputs[0], node.output
+        if x.is_constant:
+            return None
+        source = self.view_of(x)
+        match node.attrs:
+            case SliceAttrs(starts, steps):
+                return _sliced(source, x, starts, steps)
+            case TransposeAttrs(perm):
+                return View(source.storage, source.offset, tuple(source.strides[p] for p in perm))
+        if node.op == "expand":
+            return View(source.storage, source.offset, _expanded(source.strides, x.shape, y.shape))
+        if node.op == "layout":
+            if x.type.layout.block and not source.storage.block:
+                return None
+            strides = _single_pixel_strides(source, x, y)
+            return View(source.storage, source.offset, strides)
+        if x.type.layout.block or not source.is_dense(x.shape):
+            return None
+        return View(source.storage, source.offset, dense(y.shape))
+
+    def move(self, node: Node) -> None:
+        """A reshape, slice, transpose or expand that has to copy: the target is seen with the shape of
+        the source's view (for a reshape, the input's own shape)."""
+        x, y = node.inputs[0], node.output
+        target = self.plan.views[id(y)]
+        if node.op == "reshape":
+            if target.is_dense(y.shape):
+                seen = View(target.storage, target.offset, dense(x.shape))
+                self.plan.steps.append(Move(x, y, seen))
+                return
+            raise NotImplementedError(f"reshape into strided memory: {node!r}")
+        self.plan.steps.append(node)
+
+    def visit_concat(self, node: Node) -> None:
+        whole, attrs = node.output, node.attrs
+        assert isinstance(attrs, ConcatAttrs)
+        outer = self.view_of(whole)
+        start: Dim = 0
+        for value in node.inputs:
+            placed = self.plan.views.get(id(value))
+            step, channel, block = start, 0, whole.type.layout.block
+            if block and dims.divisible(start, block):
+                step = dims.floordiv(start, block)
+            elif block:
+                step, channel = 0, int(start)
+            shift = dims.simplify(outer.offset + step * dims.product(outer.strides[attrs.axis]))
+            there = (
+                placed is not None
+                and placed.storage is outer.storage
+                and dims.equal(placed.offset, shift)
+            )
+            if not there:
+                view = View(outer.storage, shift, outer.strides)
+                self.plan.steps.append(Move(value, whole, view, channel))
+            start = dims.simplify(start + value.shape[attrs.axis])
+
+    # -- outputs, halos, lifetimes ----------------------------------------------------------------
+
+    def place_outputs(self) -> None:
+        """Turn the storage of each graph output into output memory, or copy into it."""
+        taken: set[int] = set()
+        for position, value in enumerate(self.graph.outputs):
+            view = None if value.is_constant else self.view_of(value)
+            if view is not None and self.can_be_output(view, value) and id(view.storage) not in taken:
+                view.storage.kind, view.storage.index = "output", position
+                taken.add(id(view.storage))
+                continue
+            copy = Value(f"{value.name}_copy", value.type)
+            target = self.root(copy, "output", position)
+            self.plan.steps.append(Move(value, copy, target))
+
+    def can_be_output(self, view: View, value: Value) -> bool:
+        storage = view.storage
+        return (
+            storage.kind == "arena"
+            and not storage.block
+            and view.offset == 0
+            and view.is_dense(value.shape)
+            and dims.equal(storage.elements(), dims.product(value.shape))
+        )
+
+    def set_halos(self) -> None:
+        """Every blocked storage gets the zeros its convolutions read; views move with it."""
+        for node in self.graph.nodes:
+            if not isinstance(node.attrs, ConvAttrs | ConvTransposeAttrs):
+                continue
+            x = node.inputs[0]
+            if x.type.layout.block and isinstance(node.attrs, ConvAttrs):
+                storage = self.plan.views[id(x)].storage
+                a, b = storage.halo, node.attrs.pads
+                storage.halo = (max(a[0], b[0]), max(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3]))
+        fresh: dict[int, View] = {}
+        for key, view in self.plan.views.items():
+            fresh[key] = self.with_halo(view)
+        self.plan.views = fresh
+        for step in self.plan.steps:
+            if isinstance(step, Move):
+                step.view = self.with_halo(step.view)
+
+    def with_halo(self, view: View) -> View:
+        """Blocked views were made while halos were unknown: only channel offsets occur in them."""
+        storage = view.storage
+        if not storage.block or not any(storage.halo) or len(view.strides) != 4:
+            return view
+        plain = Storage(storage.kind, storage.dtype, storage.shape, storage.block)
+        old, new = plain.strides(), storage.strides()
+        blocks = dims.floordiv(view.offset, dims.product(old[1])) if view.offset != 0 else 0
+        return View(storage, dims.simplify(blocks * dims.product(new[1])), new)
+
+    def clear_halos(self) -> None:
+        """Put a ClearHalo before the first step that touches a storage with a halo."""
+        steps: list[PlannedStep] = []
+        cleared: set[int] = set()
+        for step in self.plan.steps:
+            for storage in self.touched(step):
+                if any(storage.halo) and id(storage) not in cleared:
+                    cleared.add(id(storage))
+                    sources = step.sources if isinstance(step, Node) else ()
+                    steps.append(ClearHalo(storage, sources))
+            steps.append(step)
+        self.plan.steps = steps
+
+    def touched(self, step: PlannedStep) -> list[Storage]:
+        """Every storage a step reads or writes."""
+        if isinstance(step, ClearHalo):
+            return [step.storage]
+        if isinstance(step, Move):
+            found = [step.view.storage]
+            values = [step.source]
+        else:
+            found, values = [], [*step.inputs, *step.outputs]
+        return found + [self.plan.views[id(v)].storage for v in values if not v.is_constant]
+
+    def set_lifetimes(self) -> None:
+        for index, step in enumerate(self.plan.steps):
+            for storage in self.touched(step):
+                storage.touch(index)
+
+
+def _sliced(source: View, x: Value, starts: tuple[Dim, ...], steps: tuple[int, ...]) -> View | None:
+    offset = source.offset
+    strides: list[Stride] = []
+    for axis, (start, step) in enumerate(zip(starts, steps, strict=True)):
+        unit = dims.product(source.strides[axis])
+        if x.type.layout.block and axis == 1:
+            start = dims.floordiv(start, x.type.layout.block)
+        offset = offset + start * unit
+        strides.append(source.strides[axis] if step == 1 else (step, *source.strides[axis]))
+    return View(source.storage, dims.simplify(offset), tuple(strides))
+
+
+def _expanded(strides: tuple[Stride, ...], old: Shape, new: Shape) -> tuple[Stride, ...]:
+    lead = len(new) - len(old)
+    kept = tuple(
+        s if dims.equal(old[i], new[lead + i]) else (0,) for i, s in enumerate(strides)
+    )
+    return ((0,),) * lead + kept
+
+
+def _single_pixel_strides(source: View, x: Value, y: Value) -> tuple[Stride, ...]:
+    """Strides of a (n, c, 1, 1) value seen in the other layout (same memory)."""
+    block = max(x.type.layout.block, y.type.layout.block)
+    if y.type.layout.block:  # plain -> blocked
+        return (source.strides[0], (block,), (block,), (block,))
+    return (source.strides[0], (1,), (1,), (1,))

@@ -1,0 +1,171 @@
+"""Chooses a tactic for each problem by timing the candidates on the target."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from enginesmith.kernels import FAMILIES
+from enginesmith.kernels.base import KernelSource, Problem, Tactic
+from enginesmith.plan.target import Target
+from enginesmith.toolchain.cache import ArtifactCache
+from enginesmith.toolchain.cc import compile_object, compiler_version
+from enginesmith.tuner.device import Device, Trial
+
+ROUNDS = 12
+"""At most so many timed runs of each candidate."""
+
+DROP = 1.3
+"""A candidate this many times slower than the best after three rounds is timed no more."""
+
+SLICE = 0.25
+"""Seconds of timing a problem gets at most (after three rounds of everything)."""
+
+Clock = Callable[[], float]
+Report = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A problem to tune, with the constants of one step that poses it (dense or blocked form)."""
+
+    family: str
+    problem: Problem
+    constants: Mapping[int, np.ndarray]
+    weight: float
+    """Importance: estimated work times the number of steps that pose it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The winner and all timings (seconds), fastest first; no timings: untuned, the heuristic's."""
+
+    tactic: Tactic
+    timings: tuple[tuple[str, float], ...]
+
+
+def candidates(family: str, problem: Problem, target: Target) -> tuple[Tactic, ...]:
+    """The family's tactics for the problem."""
+    return FAMILIES[family].tactics(problem, target)
+
+
+def timing_key(
+    family: str, problem: Problem, sources: Sequence[KernelSource], device: Device, cold: bool
+) -> str:
+    """Changes when the problem, any candidate's text, the compiler or the machine changes."""
+    texts = [s.name for s in sources]
+    return ArtifactCache.key(
+        "timing-1", family, repr(problem), *texts, device.fingerprint, compiler_version(), str(cold)
+    )
+
+
+def tune(
+    tasks: Sequence[Task], target: Target, device: Device | None, cache: ArtifactCache, *,
+    deadline: float | None = None, cold: bool = True, workers: int = 1,
+    report: Report = lambda done, total, detail: None, clock: Clock = time.perf_counter,
+) -> list[Choice]:  # fmt: skip
+    """A Choice per task. device None: heuristics only. deadline: clock time after which what is left
+    keeps its heuristic choice. Several processes may tune with one cache at once."""
+    options = [candidates(t.family, t.problem, target) for t in tasks]
+    chosen = [Choice(o[0], ()) for o in options]
+    if device is None:
+        return chosen
+    order = sorted(range(len(tasks)), key=lambda i: -tasks[i].weight)
+    pending: list[int] = []
+    emitted: dict[int, list[KernelSource]] = {}
+    for i in order:
+        if len(options[i]) == 1:
+            continue
+        family = FAMILIES[tasks[i].family]
+        emitted[i] = [family.emit(tasks[i].problem, o, target) for o in options[i]]
+        key = timing_key(tasks[i].family, tasks[i].problem, emitted[i], device, cold)
+        known = _read(cache, key, options[i])
+        if known is None:
+            pending.append(i)
+        else:
+            chosen[i] = known
+    done = 0
+    with ThreadPoolExecutor(workers) as pool:
+        # Compilation runs ahead of timing in groups, so that the two never compete for a core and a
+        # deadline still leaves the heaviest problems tuned.
+        for group in _groups(pending, emitted):
+            if deadline is not None and clock() > deadline:
+                break
+            texts = {s.c: None for i in group for s in emitted[i]}
+            names = list(texts)
+            report(done, len(pending), f"compiling {len(names)} candidates")
+            binaries = dict(
+                zip(names, pool.map(lambda c: compile_object(c, target, cache), names), strict=True)
+            )
+            for i in group:
+                if deadline is not None and clock() > deadline:
+                    break
+                task = tasks[i]
+                report(done, len(pending), f"timing {task.family}")
+                family = FAMILIES[task.family]
+                packed = [
+                    {**task.constants, **family.pack(task.problem, o, target, task.constants)}
+                    for o in options[i]
+                ]
+                trials = device.load(
+                    task.problem, emitted[i], [binaries[s.c] for s in emitted[i]], packed, cold
+                )
+                seconds = time_trials(trials, clock)
+                key = timing_key(task.family, task.problem, emitted[i], device, cold)
+                cache.put(key, json.dumps(seconds).encode())
+                chosen[i] = _choice(options[i], seconds)
+                done += 1
+    report(len(pending), len(pending), "")
+    return chosen
+
+
+def time_trials(trials: Sequence[Trial], clock: Clock = time.perf_counter) -> list[float]:
+    """Best time of each trial; rounds are interleaved so that a noisy moment hits all alike."""
+    best = [float("inf")] * len(trials)
+    start = clock()
+    for trial in trials:
+        trial.prepare()
+        trial.run()
+    for round_ in range(ROUNDS):
+        fastest = min(best)
+        for i, trial in enumerate(trials):
+            if round_ >= 3 and best[i] > DROP * fastest:
+                continue
+            trial.prepare()
+            before = clock()
+            trial.run()
+            best[i] = min(best[i], clock() - before)
+        if round_ >= 3 and clock() - start > SLICE:
+            break
+    return best
+
+
+def _groups(pending: Sequence[int], emitted: Mapping[int, Sequence[KernelSource]]) -> list[list[int]]:
+    """Cut into runs of about 24 candidates."""
+    groups: list[list[int]] = []
+    count = 24
+    for i in pending:
+        if count >= 24:
+            groups.append([])
+            count = 0
+        groups[-1].append(i)
+        count += len(emitted[i])
+    return groups
+
+
+def _read(cache: ArtifactCache, key: str, options: Sequence[Tactic]) -> Choice | None:
+    data = cache.get(key)
+    if data is None:
+        return None
+    seconds = json.loads(data)
+    return _choice(options, seconds) if len(seconds) == len(options) else None
+
+
+def _choice(options: Sequence[Tactic], seconds: Sequence[float]) -> Choice:
+    ranked = sorted(range(len(options)), key=lambda i: (seconds[i], i))
+    return Choice(options[ranked[0]], tuple((str(options[i]), seconds[i]) for i in ranked))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 from enginesmith.errors import PlanError
 
@@ -12,20 +13,34 @@ Evaluator = Callable[[Mapping[str, int]], int]
 
 def compile_expression(text: int | str) -> Evaluator:
     """A function from symbol values to the expression's value. PlanError on any other syntax."""
+    return _parse(text)[0]
+
+
+def names_of(text: int | str) -> frozenset[str]:
+    """The symbols an expression uses. PlanError as `compile_expression`."""
+    return _parse(text)[1]
+
+
+@lru_cache(maxsize=8192)
+def _parse(text: int | str) -> tuple[Evaluator, frozenset[str]]:
     if isinstance(text, int):
         constant = text
-        return lambda _: constant
+        return lambda _: constant, frozenset()
     try:
-        return _compile(ast.parse(text, mode="eval").body)
+        tree = ast.parse(text, mode="eval").body
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        return _compile(tree), frozenset(names - {"max", "min"})
     except (SyntaxError, RecursionError, MemoryError, ValueError) as error:
         raise PlanError(f"the plan holds a damaged size expression {text[:80]!r}") from error
 
 
 def _compile(node: ast.expr) -> Evaluator:
     match node:
+        case ast.Constant(value=bool()):
+            pass
         case ast.Constant(value=int(value)):
             return lambda _: value
-        case ast.Name(id=name):
+        case ast.Name(id=name) if name not in {"max", "min"}:
             return lambda env: env[name]
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             inner = _compile(operand)

@@ -1,1 +1,1 @@
-
+"""Graph -> Graph: one rewrite per file; `pipeline.py` lists them."""

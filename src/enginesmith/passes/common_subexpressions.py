@@ -51,7 +51,7 @@ def _constant_key(value: Value) -> Hashable:
 
 
 def _forward_all(edits: Edits, old: list[Value], new: list[Value]) -> bool:
-    """Readers of every old value read its twin; refused as a whole if two would be graph outputs."""
+    """Readers of every old value read its twin; refused as a whole if two are graph outputs."""
     pairs = list(zip(old, new, strict=True))
     if any(edits.graph.is_output(o) and edits.graph.is_output(n) for o, n in pairs):
         return False

@@ -1,1 +1,1 @@
-
+"""Expressions and programs as C text."""

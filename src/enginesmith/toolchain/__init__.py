@@ -1,1 +1,1 @@
-
+"""Text -> binary, with one content-addressed artifact cache."""

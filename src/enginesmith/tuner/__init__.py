@@ -1,1 +1,1 @@
-
+"""Times tactics on the target and chooses."""

@@ -182,7 +182,7 @@ def test_why_not(target: Target) -> None:
     assert "blocks of" in str(cpu.why_not(conv(24 - lanes, 1, 8, 4, 4, 8, 1), target))
     little = conv(lanes, 1, 16, 8, 8, 16, 3, 1, 1, x_halo=(0, 0, 0, 0))
     assert "halo" in str(direct.why_not(little, target))
-    assert [t.name for t in cpu.tactics(little, target)] == ["plain"]
+    assert "direct" not in [t.name for t in cpu.tactics(little, target)]
     check(little, target)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from enginesmith.codegen.expressions import vector_dtypes
 from enginesmith.kernels.base import Cost, KernelSource, Problem, Tactic
-from enginesmith.kernels.conv import depthwise, direct, plain, winograd
+from enginesmith.kernels.conv import depthwise, direct, plain, transposed, winograd
 from enginesmith.kernels.conv.problem import ConvProblem
 from enginesmith.kernels.conv.problem import cost as conv_cost
 from enginesmith.plan.target import Target
@@ -18,8 +18,9 @@ ALGORITHMS: dict[str, ModuleType] = {
     "depthwise": depthwise,
     "winograd": winograd,
     "direct": direct,
+    "transposed": transposed,
 }
-"""By tactic name, the most promising first; `plain` serves what none of them does."""
+"""By tactic name; `plain` serves what none of them does."""
 
 
 def why_not(problem: Problem, target: Target) -> str | None:
@@ -38,12 +39,13 @@ def why_not(problem: Problem, target: Target) -> str | None:
 
 
 def tactics(problem: Problem, target: Target) -> tuple[Tactic, ...]:
-    """Candidates of every algorithm that serves the problem."""
+    """Candidates of every algorithm that serves the problem, by its estimated time."""
     assert isinstance(problem, ConvProblem)
     found: list[Tactic] = []
-    for algorithm in ALGORITHMS.values():
-        if algorithm.why_not(problem, target) is None:
-            found += algorithm.tactics(problem, target)
+    able = [a for a in ALGORITHMS.values() if a.why_not(problem, target) is None]
+    able.sort(key=lambda algorithm: float(algorithm.best_cycles(problem, target)))
+    for algorithm in able:
+        found += algorithm.tactics(problem, target)
     return tuple(found) or plain.tactics(problem, target)
 
 

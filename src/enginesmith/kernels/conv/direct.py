@@ -37,7 +37,7 @@ from enginesmith.kernels.base import (
 )
 from enginesmith.kernels.conv.epilogue import Output
 from enginesmith.kernels.conv.problem import ConvProblem
-from enginesmith.kernels.conv.tiling import tile_sizes
+from enginesmith.kernels.conv.tiling import tile_sizes, weight_cycles
 from enginesmith.plan.target import Target
 
 TASK_FLOPS = {"avx2": 4e6, "avx512": 4e6}
@@ -64,11 +64,24 @@ def why_not(problem: ConvProblem, target: Target) -> str | None:
 def tactics(problem: ConvProblem, target: Target) -> tuple[Tactic, ...]:
     """Register tiles by estimated time; the best ones with other loop orders as well."""
     flat = _flat(problem)
-    ranked = sorted(_register_tiles(problem, target, flat), key=lambda c: c[0])
+    ranked = sorted(_register_tiles(problem, target, flat))
     found: list[Tactic] = []
-    for _, r, t, b in ranked[:4]:
-        found += _schedules(problem, target, r, t, b, flat, everything=len(found) < 2)
+    shapes = set[tuple[int, int]]()
+    for _, r, t, b in ranked:
+        if (r, b) not in shapes and len(shapes) < 4:
+            shapes.add((r, b))
+            found += _schedules(problem, target, r, t, b, flat, everything=not found)
     return tuple(dict.fromkeys(found))
+
+
+def best_cycles(problem: ConvProblem, target: Target) -> float:
+    """Estimated vector cycles of the best candidate."""
+    kh, kw = problem.kernel
+    tile = min(_register_tiles(problem, target, _flat(problem)))[0]
+    depth = problem.group_in * kh * kw
+    images = 1 if _flat(problem) == 2 else problem.typical(problem.batch)
+    weights = weight_cycles(depth * problem.out_channels)
+    return tile * depth * problem.groups * images + weights
 
 
 def _flat(problem: ConvProblem) -> int:
@@ -119,7 +132,7 @@ def _register_tiles(
 
 
 def _cycles(rows: int, columns: int, blocks: int, r: int, t: int, b: int) -> float:
-    """Vector cycles per input channel and tap: multiply-adds, their latency, loads, loop overhead."""
+    """Vector cycles per input channel and tap: multiply-adds, latency, loads, loop overhead."""
 
     def tile(pixels: int, b: int) -> float:
         # The last term is the weights that must come from L2.
@@ -147,7 +160,8 @@ def _schedules(
     step = 2 * b * lanes * problem.group_in * kh * kw  # flops of a pixel in one tile of channels
     rows, columns = (problem.typical(s) for s in _extent(problem, flat))
     panel = step * 2  # bytes of weights that a tile of channels reads
-    oc_tiles = -(-(-(-problem.group_out // lanes)) // b)
+    out_blocks = -(-problem.group_out // lanes)
+    oc_tiles = -(-out_blocks // b)
     budget = TASK_FLOPS[target.isa]
     unit = t if flat else r * columns
     walk = max(1, min(-(-columns // t) if flat else -(-rows // r), int(budget / (step * unit))))
@@ -182,12 +196,18 @@ def _schedules(
 
 def emit(problem: ConvProblem, tactic: Tactic, target: Target) -> KernelSource:
     """Phases: for plain x with pads "_pad" (copy into padded planes), then the convolution."""
-    return _Direct(problem, tactic, target).source()
+    return Direct(problem, tactic, target).source()
 
 
-class _Direct:
-    def __init__(self, problem: ConvProblem, tactic: Tactic, target: Target) -> None:
+class Direct:
+    """Writes the C of one direct convolution. `prefix` starts the names of its static functions and,
+    if not empty, that of its main function, which is then static too."""
+
+    def __init__(
+        self, problem: ConvProblem, tactic: Tactic, target: Target, prefix: str = ""
+    ) -> None:
         self.problem, self.tactic, self.target = problem, tactic, target
+        self.prefix = prefix
         self.lanes = target.lanes
         self.flat = tactic["flat"]
         self.output = Output(problem, target, "n" if self.flat == 2 else "hw")
@@ -212,11 +232,8 @@ class _Direct:
         return n, c, h, w
 
     def source(self) -> KernelSource:
-        sizes = self._tile_sizes()
+        main, tasks, scratch = self.functions()
         text = [self.output.functions]
-        text += [self._tile(r, t, b) for b in sizes[2] for r in sizes[0] for t in sizes[1]]
-        text += [self._panel(b, sizes[0], sizes[1]) for b in sizes[2]]
-        main, tasks = self._main(sizes[2])
         phases = [Phase(tasks)]
         workspace: Size = 0
         if self.padded:
@@ -224,15 +241,18 @@ class _Direct:
             text.append(pad)
             phases.insert(0, Phase(pad_tasks, "_pad"))
             workspace = mul(4, self.x_strides[0], self.problem.x.shape[0])
-        scratch: Size = 0
-        if self.chunks > 1:
-            rows, columns = self._task_extent()
-            scratch = mul(4 * self.lanes * self.tactic["b"], rows, columns)
         return KernelSource("\n".join([*text, main]), tuple(phases), scratch, workspace)
 
-    def _task_extent(self) -> tuple[Size, Size]:
-        rows, columns = _extent(self.problem, self.flat)
-        return (1, self.tactic["rows"]) if self.flat else (self.tactic["rows"], columns)
+    def functions(self) -> tuple[str, Size, Size]:
+        """The text without the epilogue's functions, the number of tasks, bytes of scratch."""
+        rows, columns, widths = self._tile_sizes()
+        text = [self._tile(r, t, b) for b in widths for r in rows for t in columns]
+        text += [self._panel(b, rows, columns) for b in widths]
+        main, tasks = self._main(widths)
+        pixels = self.tactic["rows"]
+        extent = (pixels,) if self.flat else (pixels, _extent(self.problem, 0)[1])
+        scratch = mul(4 * self.lanes * self.tactic["b"], *extent) if self.chunks > 1 else 0
+        return "\n".join([*text, main]), tasks, scratch
 
     def _tile_sizes(self) -> tuple[list[int], list[int], list[int]]:
         """Instances of the tile that are needed: rows, columns (largest first), blocks."""
@@ -297,8 +317,9 @@ class _Direct:
                 " return; }"
             )
         return f"""\
-static __attribute__((noinline)) void tile_{r}_{t}_{b}(char *const *p, const int64_t *d,
-    const float *x, const float *w, float *part, int64_t blocks, int first_chunk, int last_chunk,
+static __attribute__((noinline)) void
+{self.prefix}tile_{r}_{t}_{b}(char *const *p, const int64_t *d, const float *x,
+    const float *w, float *part, int64_t blocks, int first_chunk, int last_chunk,
     int64_t n, int64_t cb, int64_t h, int64_t column) {{
   {declare_sizes(self.problem.slots)}
   vf acc[{split}][{r * t}][{b}] = {{0}};
@@ -359,7 +380,8 @@ static __attribute__((noinline)) void tile_{r}_{t}_{b}(char *const *p, const int
             f"      for (; h + {r} <= h1; h += {r}) {{ int64_t c = c0;\n"
             + "\n".join(
                 f"        for (; c + {t} <= c1; c += {t}, part += {r * t * b}*LANES) "
-                f"tile_{r}_{t}_{b}(p, d, x + h*{c_size(mul(sh, xh))} + c*{c_size(x_column)}, w, "
+                f"{self.prefix}tile_{r}_{t}_{b}(p, d, "
+                f"x + h*{c_size(mul(sh, xh))} + c*{c_size(x_column)}, w, "
                 f"part, blocks, i == 0, i == {self.chunks - 1}, n, cb, h, c);"
                 for t in columns
             )
@@ -367,8 +389,9 @@ static __attribute__((noinline)) void tile_{r}_{t}_{b}(char *const *p, const int
             for r in rows
         )
         return f"""\
-static __attribute__((noinline)) void panel_{b}(char *const *p, const int64_t *d, const float *x,
-    const float *w, float *scratch, int64_t n, int64_t cb, int64_t h0, int64_t h1, int64_t c0,
+static __attribute__((noinline)) void
+{self.prefix}panel_{b}(char *const *p, const int64_t *d, const float *x, const float *w,
+    float *scratch, int64_t n, int64_t cb, int64_t h0, int64_t h1, int64_t c0,
     int64_t c1) {{
   {declare_sizes(self.problem.slots)}
   for (int64_t i = 0; i < {self.chunks}; i++) {{
@@ -417,12 +440,13 @@ static __attribute__((noinline)) void panel_{b}(char *const *p, const int64_t *d
         group_tasks = oc_tasks // problem.groups
         calls = "\n      ".join(
             f"{'if' if i == 0 else 'else if'} (cb + {size} <= {self.out_blocks}) "
-            f"panel_{size}(p, d, x, w, (float *)scratch, n, g*{self.out_blocks} + cb, "
+            f"{self.prefix}panel_{size}(p, d, x, w, (float *)scratch, n, g*{self.out_blocks} + cb, "
             "h0, h1, c0, c1);"
             for i, size in enumerate(sizes)
         )
+        name = f"static void {self.prefix}main" if self.prefix else "void NAME"
         text = f"""\
-void NAME(char *const *p, const int64_t *d, int64_t begin, int64_t end, char *scratch) {{
+{name}(char *const *p, const int64_t *d, int64_t begin, int64_t end, char *scratch) {{
   {declare_sizes(problem.slots)}
   for (int64_t task = begin; task < end; task++) {{
     int64_t u = task;
@@ -430,7 +454,7 @@ void NAME(char *const *p, const int64_t *d, int64_t begin, int64_t end, char *sc
     const int64_t g = oc / {group_tasks}, tile0 = oc % {group_tasks} * {tiles};
     {walk}
     const float *x = (const float *){source} + n*{c_size(xn)}
-        + g*{c_size(mul(self.full, xc))} - {top}*{c_size(xh)} - {left}*{c_size(xw)};
+        + g*{c_size(mul(self.full, xc))} - ({top})*{c_size(xh)} - ({left})*{c_size(xw)};
     for (int64_t tile = tile0; tile < imin(tile0 + {tiles}, {oc_tiles}); tile++) {{
       const int64_t cb = tile*{b};
       const float *w = (const float *)p[1] + (g*{self.out_blocks} + cb)*{per_block};
@@ -476,8 +500,8 @@ void NAME_pad(char *const *p, const int64_t *d, int64_t begin, int64_t end, char
 def pack(
     problem: ConvProblem, tactic: Tactic, target: Target, constants: Mapping[int, np.ndarray]
 ) -> Mapping[int, np.ndarray]:
-    """Weights as [group][tile of B blocks][input block][KH][KW][channel in block][B][lanes]; the last
-    tile of a group may have fewer blocks."""
+    """Weights as [group][tile of B blocks][input block][KH][KW][channel in block][B][lanes]; the
+    last tile of a group may have fewer blocks."""
     w = constants[1]
     lanes, b, block = target.lanes, tactic["b"], problem.x.block or 1
     kh, kw = problem.kernel

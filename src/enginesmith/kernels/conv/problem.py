@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from enginesmith.ir.expr import Arg, Expr
-from enginesmith.kernels.base import Cost, Operand, Problem, Size, mul
+from enginesmith.kernels.base import Cost, Operand, Problem, Size, add, mul
+
+ACCUMULATOR = Arg(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class ConvProblem(Problem):
     dilations: tuple[int, int] = (1, 1)
     groups: int = 1
     transposed: bool = False
-    epilogue: Expr = Arg(0)
+    epilogue: Expr = ACCUMULATOR
 
     @property
     def x(self) -> Operand:
@@ -90,11 +92,5 @@ def cost(problem: ConvProblem) -> Cost:
     kh, kw = problem.kernel
     plane = problem.x.shape[2:] if problem.transposed else problem.y.shape[2:]
     flops = mul(2 * problem.out_channels * problem.group_in * kh * kw, problem.batch, *plane)
-    parts = [mul(4, *o.shape) for o in problem.operands]
-    known = sum(p for p in parts if isinstance(p, int))
-    return Cost(
-        flops,
-        "+".join([str(p) for p in parts if isinstance(p, str)] + [str(known)])
-        if any(isinstance(p, str) for p in parts)
-        else known,
-    )
+    moved = add(*(mul(4, *o.shape) for o in problem.operands))
+    return Cost(flops, moved)

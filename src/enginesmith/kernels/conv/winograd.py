@@ -37,8 +37,12 @@ from enginesmith.kernels.base import (
 )
 from enginesmith.kernels.conv.epilogue import Output
 from enginesmith.kernels.conv.problem import ConvProblem
+from enginesmith.kernels.conv.tiling import weight_cycles
 from enginesmith.kernels.conv.toom_cook import apply, transform, transform_weights
 from enginesmith.plan.target import Target
+
+MOST_CHANNELS = {2: 1 << 30, 4: 1 << 30, 6: 128}
+"""Input channels up to which F(m) keeps a norm-relative error below 5e-6."""
 
 SKEW = 16  # floats between points, so that stores to all points do not meet in one cache set
 
@@ -60,20 +64,28 @@ def tactics(problem: ConvProblem, target: Target) -> tuple[Tactic, ...]:
     """F(4) and F(2), or F(6) and F(4) on large planes; register tiles by waste and traffic."""
     found: list[tuple[float, Tactic]] = []
     for m in (4, 6, 2):
-        found += _candidates(problem, target, m)
+        if problem.in_channels <= MOST_CHANNELS[m]:
+            found += _candidates(problem, target, m)
     found.sort(key=lambda c: c[0])
     best: list[Tactic] = []
     for _, candidate in found:
         alike = [t for t in best if (t["m"], t["fused"]) == (candidate["m"], candidate["fused"])]
-        if len(alike) < (3 if candidate["m"] == found[0][1]["m"] else 1):
+        if len(alike) < (2 if candidate["m"] == found[0][1]["m"] else 1):
             best.append(candidate)
-    return tuple(best[:8])
+    return tuple(best[:5])
+
+
+def best_cycles(problem: ConvProblem, target: Target) -> float:
+    """Estimated vector cycles of the best candidate."""
+    return min(
+        c for m in (2, 4, 6) if problem.in_channels <= MOST_CHANNELS[m]
+        for c, _ in _candidates(problem, target, m)
+    )  # fmt: skip
 
 
 def estimate(problem: ConvProblem, target: Target, m: int, t: int, b: int) -> float:
     """Vector cycles: products with the waste of partial blocks, transforms, weights from memory."""
-    _, (rows, columns), total = _counts(problem, m)
-    del rows, columns
+    total = _counts(problem, m)[2]
     n = m + 2
     ic = problem.in_channels
     in_blocks, out_blocks = -(-ic // target.lanes), -(-problem.out_channels // target.lanes)
@@ -81,8 +93,7 @@ def estimate(problem: ConvProblem, target: Target, m: int, t: int, b: int) -> fl
     per_row = max(t * b, 6.0, (t + b) * 0.6) + 0.2 + 0.1 * b
     products = blocks * n * n * ic * per_row * out_blocks / b
     transforms = total * (in_blocks * n * n * 6.0 + out_blocks * n * n * 5.0)
-    traffic = n * n * ic * out_blocks * target.lanes * 4 / 12.0
-    return products + transforms + traffic
+    return products + transforms + weight_cycles(n * n * ic * out_blocks * target.lanes)
 
 
 def _candidates(problem: ConvProblem, target: Target, m: int) -> list[tuple[float, Tactic]]:
@@ -168,8 +179,8 @@ class _Winograd:
         )
 
     def _transform(self) -> str:
-        """`transform_block`: V of the input blocks first..last-1 of a block of tiles. Tiles past the
-        last one repeat it."""
+        """`transform_block`: V of the input blocks first..last-1 of a block of tiles. Tiles past
+        the last one repeat it."""
         n, problem = self.n, self.problem
         xn, xc, xh, xw = (c_size(s) for s in problem.x.strides)
         halo = problem.x.halo
@@ -357,7 +368,8 @@ void NAME_in(char *const *p, const int64_t *d, int64_t begin, int64_t end, char 
 
     def _main(self, widths: list[int]) -> tuple[str, Size]:
         tiles = self.tactic["tiles"]
-        groups = -(-(-(-self.out_blocks // self.b)) // tiles)
+        oc_tiles = -(-self.out_blocks // self.b)
+        groups = -(-oc_tiles // tiles)
         blocks = c_size(self.blocks)
         decode = (
             f"const int64_t block = task % {blocks}, oc = task / {blocks};"

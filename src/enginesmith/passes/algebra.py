@@ -81,8 +81,9 @@ def _fold(op: str, x: tuple[Expr, ...], dtypes: tuple[str, ...]) -> Const | None
 
 def _combined(op: str, a: Const, b: Const) -> Const | None:
     """a op b computed in double and rounded once; None if that over- or underflows."""
-    value = OPS[op].numpy(np.float64(a.value), np.float64(b.value))
-    number = np.asarray(value).astype(a.dtype)
+    with np.errstate(all="ignore"):
+        value = OPS[op].numpy(np.float64(a.value), np.float64(b.value))
+        number = np.asarray(value).astype(a.dtype)
     if not np.isfinite(number) or (value != 0 and abs(number) < np.finfo(a.dtype).tiny):
         return None
     return Const(number.item(), a.dtype)

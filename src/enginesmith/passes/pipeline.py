@@ -45,7 +45,7 @@ PIPELINE: tuple[Stage, ...] = (
     Stage("clean up", (*_CLEANUP, scalar_operands, expressions), repeat=True),
     Stage("recognise", (layer_normalization, softmax, attention, dead_code)),
     Stage("clean up after", _CLEANUP, repeat=True),
-    Stage("fold weights", (pad_into_conv, batch_norm_into_conv, dead_code, expressions)),
+    Stage("fold weights", (pad_into_conv, batch_norm_into_conv, expressions), repeat=True),
     Stage("fuse", (pointwise_fusion, epilogue_fusion), repeat=True),
     Stage("duplicate", (pointwise_duplication, pointwise_fusion, epilogue_fusion), repeat=True),
     Stage("tidy", (*_CLEANUP, scalar_operands, expressions), repeat=True),

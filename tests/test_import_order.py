@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 PACKAGE = SOURCE / "enginesmith"
 
-# From the top of the pipeline to its bottom. `__init__` is the door: it may name any stage, lazily.
+# From the top of the pipeline to its bottom. `__init__` is the door: it names the stages lazily.
 ORDER = [
     "errors",
     "knobs",
@@ -30,9 +30,9 @@ ORDER = [
     "builder",
     "verify",
     "onnx_backend",
+    "__init__",
     "cli",
     "__main__",
-    "__init__",
 ]
 # What a machine that only runs plans must be able to import, besides the standard library.
 RUNTIME_STAGES = {"errors", "knobs", "log", "plan", "runtime"}

@@ -7,6 +7,7 @@ from types import ModuleType
 from enginesmith.kernels.conv import cpu as conv
 from enginesmith.kernels.halo import cpu as halo
 from enginesmith.kernels.layout import cpu as layout
+from enginesmith.kernels.matmul import cpu as matmul
 from enginesmith.kernels.pointwise import cpu as pointwise
 from enginesmith.kernels.pool import cpu as pool
 from enginesmith.kernels.reduce import cpu as reduce
@@ -18,5 +19,6 @@ FAMILIES: dict[str, ModuleType] = {
     "layout": layout,
     "pool": pool,
     "reduce": reduce,
+    "matmul": matmul,
 }
 """Name -> module with the functions of `base.Family`."""

@@ -21,6 +21,7 @@ from enginesmith.passes.pointwise_fusion import pointwise_duplication, pointwise
 from enginesmith.passes.prologue_fusion import prologue_fusion
 from enginesmith.passes.reshapes import reshapes
 from enginesmith.passes.scalar_operands import scalar_operands
+from enginesmith.passes.sink_reshapes import sink_reshapes
 from enginesmith.passes.slices import slices
 from enginesmith.passes.softmax import softmax
 
@@ -46,7 +47,7 @@ PIPELINE: tuple[Stage, ...] = (
     Stage("recognise", (layer_normalization, softmax, attention, dead_code)),
     Stage("clean up after", _CLEANUP, repeat=True),
     Stage("fold weights", (pad_into_conv, batch_norm_into_conv, expressions), repeat=True),
-    Stage("fuse", (pointwise_fusion, epilogue_fusion), repeat=True),
+    Stage("fuse", (pointwise_fusion, sink_reshapes, reshapes, epilogue_fusion), repeat=True),
     Stage("duplicate", (pointwise_duplication, pointwise_fusion, epilogue_fusion), repeat=True),
     Stage("tidy", (*_CLEANUP, scalar_operands, expressions), repeat=True),
 )

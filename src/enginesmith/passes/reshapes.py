@@ -8,6 +8,13 @@ A transpose that feeds a matmul becomes the matmul's flag, as far as it swaps th
 
     %k = transpose(%x) perm=(0, 2, 3, 1)                   %k = transpose(%x) perm=(0, 2, 1, 3)
     %y = matmul(%q, %k)                              ->    %y = matmul(%q, %k) transpose_b=True
+
+And so does a transpose between a reshape that merges axes and one that splits them again:
+
+    %a = reshape(%x)                                       (2, 3, 4, 5) -> (6, 4, 5)
+    %b = transpose(%a) perm=(0, 2, 1)
+    %c = reshape(%b)                                       (6, 5, 4) -> (2, 3, 5, 4)    ->
+    %c = transpose(%x) perm=(0, 1, 3, 2)
 """  # fmt: skip
 
 from __future__ import annotations
@@ -15,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from enginesmith.ir import dims
 from enginesmith.ir.dims import Shape
 from enginesmith.ir.graph import Graph, Node, Value
 from enginesmith.ir.ops import MatMulAttrs, ReshapeAttrs, TransposeAttrs
@@ -37,8 +45,37 @@ def reshapes(graph: Graph) -> bool:
 
 def _merge_reshape(edits: Edits, node: Node) -> None:
     producer = node.inputs[0].producer
-    if producer is not None and producer.op == "reshape":
+    if producer is None:
+        return
+    if producer.op == "reshape":
         edits.replace(node, "reshape", producer.inputs, ReshapeAttrs())
+    elif (inner := producer.inputs[0].producer if producer.op == "transpose" else None) is not None:
+        assert isinstance(producer.attrs, TransposeAttrs)
+        groups = _merged_axes(inner) if inner.op == "reshape" else None
+        if groups is not None:
+            x = inner.inputs[0]
+            perm = tuple(axis for p in producer.attrs.perm for axis in groups[p])
+            if dims.same_shape([x.shape[p] for p in perm], node.output.shape):
+                edits.replace(node, "transpose", [x], TransposeAttrs(perm))
+
+
+def _merged_axes(reshape: Node) -> list[list[int]] | None:
+    """For each axis of the result, the operand's neighbouring axes it merges (None if it doesn't
+    only merge)."""
+    given, groups, axis = reshape.inputs[0].shape, [], 0
+    for dim in reshape.output.shape:
+        group = [axis]
+        if axis >= len(given):
+            return None
+        size = given[axis]
+        while not dims.equal(size, dim):
+            if len(group) + axis >= len(given):
+                return None
+            size = dims.simplify(size * given[axis + len(group)])
+            group.append(axis + len(group))
+        axis += len(group)
+        groups.append(group)
+    return groups if axis == len(given) else None
 
 
 def _merge_transpose(edits: Edits, node: Node, perm: tuple[int, ...]) -> None:

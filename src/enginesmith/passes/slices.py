@@ -4,6 +4,8 @@ concat that undoes it.
     %a = slice(%x) starts=(0, 0) steps=(1, 1)       (2, 6) -> (2, 4)
     %b = slice(%x) starts=(0, 4) steps=(1, 1)       (2, 6) -> (2, 2)
     %y = concat(%a, %b) axis=1                      ->    %x itself
+
+Gathering one constant index, or a range of them, is a slice.
 """  # fmt: skip
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 from enginesmith.ir import dims
 from enginesmith.ir.dims import Dim
 from enginesmith.ir.graph import Graph, Node, Value
-from enginesmith.ir.ops import ConcatAttrs, SliceAttrs
+from enginesmith.ir.ops import ConcatAttrs, GatherAttrs, ReshapeAttrs, SliceAttrs
 from enginesmith.passes.rewrite import Edits
 
 
@@ -24,7 +26,27 @@ def slices(graph: Graph) -> bool:
                 _merge_slice(edits, node, attrs)
             case ConcatAttrs(axis):
                 _merge_concat(edits, node, axis)
+            case GatherAttrs("axis", axis):
+                _slice_for_gather(edits, node, axis)
     return edits.apply()
+
+
+def _slice_for_gather(edits: Edits, node: Node, axis: int) -> None:
+    data, indices = node.inputs
+    size = data.shape[axis]
+    if indices.data is None or indices.type.rank > 1 or not isinstance(size, int):
+        return
+    at = [int(i) + size * (i < 0) for i in indices.data.reshape(-1)]
+    if not at or at != list(range(at[0], at[0] + len(at))) or at[0] < 0 or at[-1] >= size:
+        return
+    starts = tuple(at[0] if i == axis else 0 for i in range(data.type.rank))
+    attrs = SliceAttrs(starts, (1,) * data.type.rank)
+    if indices.type.rank == 1:
+        edits.replace(node, "slice", [data], attrs)
+        return
+    shape = tuple(1 if i == axis else d for i, d in enumerate(data.shape))
+    value = edits.produce(node, "slice", [data], attrs, data.type.with_shape(shape))
+    edits.replace(node, "reshape", [value], ReshapeAttrs())
 
 
 def _merge_slice(edits: Edits, node: Node, attrs: SliceAttrs) -> None:

@@ -1,10 +1,9 @@
-"""Settings from the environment, typed, read when something is built or created, never on the hot path.
+"""Settings from the environment, typed; read when something is built or created, not on hot paths.
 
-| variable             | meaning                                                        | default              |
-|----------------------|----------------------------------------------------------------|----------------------|
-| ENGINESMITH_CACHE    | folder of compiled kernels and timings                         | ~/.cache/enginesmith |
-| ENGINESMITH_THREADS  | threads of an engine                                           | the CPUs it may use  |
-| ENGINESMITH_LOG      | debug, info, warning or error: what is logged to stderr        | warning              |
+    variable              meaning                                               default
+    ENGINESMITH_CACHE     folder of compiled kernels and timings                ~/.cache/enginesmith
+    ENGINESMITH_THREADS   threads of an engine                                  all CPUs it may use
+    ENGINESMITH_LOG       what is logged: debug, info, warning or error         warning
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 @dataclass(frozen=True, slots=True)
 class Knobs:
-    """See the table above. threads: None means as many as the process may use."""
+    """See the table above (ENGINESMITH_ + the field's name); `threads` is None if not set."""
 
     cache: Path
     threads: int | None

@@ -1,4 +1,6 @@
-"""The project's one logger. ENGINESMITH_LOG sets its level; an application may set handlers itself."""
+"""The project's one logger. ENGINESMITH_LOG sets its level; an application may set handlers
+itself.
+"""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ def shared(text: str) -> bytes:
     return link_shared([compile_object(POOL + text, TARGET, CACHE)], TARGET, CACHE)
 
 
-# hidden = x * w (the arena); y = hidden + x (all rows, one task each); sum = the rows' sums of hidden.
-# Each step waits d[2] nanoseconds per row, to be slow on purpose.
+# hidden = x * w (in the arena, a row is a task); y = hidden + x; sum = the rows' sums of hidden.
+# The first step waits d[2] nanoseconds per row, to be slow on purpose.
 PROGRAM = f"""
 #define C {COLUMNS}
 static void pause_ns(int64_t ns) {{
@@ -73,10 +73,8 @@ def weights() -> np.ndarray:
     return (np.arange(COLUMNS, dtype=np.float32) - 11) / 7
 
 
-def plan(
-    slack: int = 0, min_batch: int = 0, max_batch: int | None = None, pause: int = 0
-) -> Plan:
-    """x float32 (batch, 37) -> y = x * w + x, sum = (x * w).sum(1); `pause`: nanoseconds per row."""
+def plan(slack: int = 0, min_batch: int = 0, max_batch: int | None = None, pause: int = 0) -> Plan:
+    """x float32 (batch, 37) -> y = x * w + x, sum = (x * w).sum(1). pause: nanoseconds per row."""
     rows = f"batch*{4 * COLUMNS}"
     step = Step("scale", "x*w", "rows(threads=1)", "k_scale", ("Mul_0",), f"batch*{COLUMNS}", rows)
     return Plan(

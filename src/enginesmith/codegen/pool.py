@@ -8,32 +8,33 @@ Exports:
     int64_t es_pool_bytes(int64_t threads)            bytes to allocate, 64-byte aligned
     void es_pool_init(void *pool, int64_t threads, char *scratch, int64_t stride)
     void es_pool_scratch(void *pool, char *scratch, int64_t stride)   new scratch; not during a run
-    void es_worker(void *pool, int64_t id)            thread 1..threads-1; returns after es_pool_stop
+    void es_worker(void *pool, int64_t id)            thread 1..threads-1, until es_pool_stop
     void es_pool_stop(void *pool)                     not during a run
     void es_begin(void *pool), es_end(void *pool)     around a run, on the calling thread
     void es_parallel(void *pool, fn, char *const *p, const int64_t *d, int64_t tasks)
     int64_t es_now(void)                              monotonic nanoseconds
 
 How a parallel region works. `epoch` is odd while a region is open. The caller writes the region's
-description, gives every thread a contiguous share of the tasks, and makes `epoch` odd. A worker that
-sees this raises its own `state`, looks at `epoch` again and, if it is still odd, works; then it
-lowers `state`. The caller works too; when it finds no task left it makes `epoch` even and waits until
-every `state` is down. So a region waits only for workers that are in the middle of a task, never for
-one that the kernel hasn't scheduled yet, which keeps oversubscribed machines fast; and there is no
-shared counter that all threads hammer. Raising `state` and closing `epoch` are sequentially
-consistent exchanges followed by a load of the other (Dekker's protocol): either the worker sees the
-region closed or the caller sees the worker.
+description, gives every thread a contiguous share of the tasks, and makes `epoch` odd. A worker
+that sees this raises its own `state`, looks at `epoch` again and, if it is still odd, works; then
+it lowers `state`. The caller works too; when it finds no task left it makes `epoch` even and waits
+until every `state` is down. So a region waits only for workers that are in the middle of a task,
+never for one that the kernel hasn't scheduled yet, which keeps oversubscribed machines fast; and
+there is no shared counter that all threads hammer. Raising `state` and closing `epoch` are
+sequentially consistent exchanges followed by a load of the other (Dekker's protocol): either the
+worker sees the region closed or the caller sees the worker.
 
 Tasks: a thread takes chunks of its own share first, the same tasks for the same thread in each
-region, so that a thread finds in its cache what it wrote a step before; then it takes from the others.
+region, so that a thread finds in its cache what it wrote a step before; then it takes from the
+others.
 
-Waiting: up to SPIN cycles of `pause`, then a futex. `sleepers` is raised before a worker's futex wait
-and read after `epoch` is changed; the kernel compares `epoch` under its own lock before it sleeps, so
-no wake-up is lost.
+Waiting: up to SPIN cycles of `pause`, then a futex. `sleepers` is raised before a worker's futex
+wait and read after `epoch` is changed; the kernel compares `epoch` under its own lock before it
+sleeps, so no wake-up is lost.
 
 Denormals: es_begin and es_worker set flush-to-zero and denormals-are-zero. A denormal operand or
-result costs a microcode assist of 100-200 cycles, networks with ReLU or sigmoid tails meet them, and
-1e-38 means nothing in an activation; es_end gives the calling thread its own mode back.
+result costs a microcode assist of 100-200 cycles, networks with ReLU or sigmoid tails meet them,
+and 1e-38 means nothing in an activation; es_end gives the calling thread its own mode back.
 """
 
 from __future__ import annotations

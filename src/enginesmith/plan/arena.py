@@ -1,9 +1,9 @@
 """Offsets in one arena for buffers that don't all live at once.
 
-Greedy by size: the largest buffer first, each at the lowest-waste gap among the buffers placed before
-whose lives overlap its own (Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net
-Inference", 2020, algorithm 3, which TFLite uses). Optimal packing is NP-hard; on real networks this
-one stays within a few per cent of the lower bound (`lower_bound`).
+Greedy by size: the largest buffer first, each at the lowest-waste gap among the buffers placed
+before whose lives overlap its own (Pisarchyk and Lee, "Efficient Memory Management for Deep Neural
+Net Inference", 2020, algorithm 3, which TFLite uses). Optimal packing is NP-hard; on real networks
+this one stays within a few per cent of the lower bound (`lower_bound`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def assign(
 ) -> tuple[list[int], int]:
     """Byte offsets of the buffers, in order, and the arena's total size.
 
-    lifetimes: first and last step, inclusive, in which a buffer is alive. slack: bytes at both ends of
-    the arena that belong to no buffer (kernels may read past a buffer; in the middle they meet
+    lifetimes: first and last step, inclusive, in which a buffer is alive. slack: bytes at both ends
+    of the arena that belong to no buffer (kernels may read past a buffer; in the middle they meet
     another buffer, which is as good). Offsets are multiples of ALIGNMENT; a buffer of no bytes
     conflicts with none.
     """

@@ -1,7 +1,7 @@
 """Frozen dataclasses <-> JSON values, checked against the type annotations.
 
-Serves int, float, str, bool, None, unions of these, tuples, dict[str, X] and dataclasses of them. What
-JSON holds is never trusted: every mismatch is a PlanError that says where.
+Serves int, float, str, bool, None, unions of these, tuples, dict[str, X] and dataclasses of them.
+What JSON holds is never trusted: every mismatch is a PlanError that says where.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(kind: Any, value: Any, where: str) -> Any:
-    """`value`, as json.loads gave it, as a `kind`. `where` names it in the PlanError of a misfit."""
+    """`value`, as json.loads gave it, as a `kind`. `where` names it if it misfits: PlanError."""
     return decoder(kind)(value, where)
 
 

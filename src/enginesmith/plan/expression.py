@@ -1,4 +1,4 @@
-"""Evaluates the integer expressions a plan stores: names, ints, + - * //, max, min. Nothing else runs."""
+"""Evaluates the integer expressions of plans (names, ints, + - * //, max, min); nothing else."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def save(plan: Plan, path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> Plan:
-    """Read and check a plan. PlanError names the cause and the remedy; nothing in it is executed."""
+    """Read and check a plan. PlanError names cause and remedy; nothing in it is executed."""
     path = Path(path)
     try:
         with path.open("rb") as file:

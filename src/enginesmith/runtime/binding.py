@@ -32,7 +32,7 @@ class Bound:
     scratch: int
 
 
-class Misfit(Exception):
+class MisfitError(Exception):
     """Shapes that don't fit; `problems` lists all of them."""
 
     def __init__(self, problems: Sequence[str]) -> None:
@@ -56,7 +56,7 @@ class Binder:
         self._cache: dict[tuple[Shape, ...], Bound] = {}
 
     def bind(self, shapes: tuple[Shape, ...]) -> Bound:
-        """The Bound of these input shapes. Misfit lists what is wrong with them."""
+        """The Bound of these input shapes. MisfitError lists what is wrong with them."""
         # Single dict operations, which are atomic; two threads may both compute, and agree.
         bound = self._cache.pop(shapes, None)
         if bound is None:
@@ -91,14 +91,14 @@ def _check_outputs(specs: Sequence[TensorSpec], shapes: Sequence[Shape]) -> None
         if any(dim < 0 for dim in shape)
     ]
     if problems:
-        raise Misfit(problems)
+        raise MisfitError(problems)
 
 
 def solve(
     specs: Sequence[TensorSpec], shapes: Sequence[Shape], ranges: Mapping[str, SymbolRange]
 ) -> dict[str, int]:
-    """The symbols' values that make the inputs have these shapes. Misfit lists every contradiction:
-    rank, sizes, one symbol with two values, out of the range the plan was built for."""
+    """The symbols' values that make the inputs have these shapes. MisfitError lists every
+    contradiction: rank, sizes, one symbol with two values, out of the range of the plan."""
     problems: list[str] = []
     values: dict[str, int] = {}
     source: dict[str, str] = {}
@@ -136,7 +136,7 @@ def solve(
                 "build it with a wider profile"
             )
     if problems:
-        raise Misfit(problems)
+        raise MisfitError(problems)
     return values
 
 
@@ -149,8 +149,8 @@ def _solve_expression(
     source: dict[str, str],
     problems: list[str],
 ) -> None:
-    """Check a dim that is an expression; find its one unknown symbol by bisection if it has one (sizes
-    grow with their symbols)."""
+    """Check a dim that is an expression; find its one unknown symbol by bisection if it has one
+    (sizes grow with their symbols)."""
     evaluate = compile_expression(dim)
     unknown = sorted(names_of(dim) - values.keys())
     if len(unknown) == 1 and unknown[0] in ranges:

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -24,8 +25,8 @@ from enginesmith.runtime.feeds import Array, check_outputs, gather
 
 Outputs = dict[str, Array]
 IN_USE = (
-    "the execution context is in use: another thread runs it, or it has enqueued inferences; wait for "
-    "them, or take a context per thread with engine.context()"
+    "the execution context is in use: another thread runs it, or it has enqueued inferences; "
+    "wait for them, or take a context per thread with engine.context()"
 )
 
 
@@ -127,8 +128,9 @@ class ExecutionContext:
     ) -> Outputs:
         """Run one inference. Returns the outputs by name, in the graph's order.
 
-        feeds: arrays by input name: numpy, or anything with `__dlpack__` or `__array__`. Any strides
-        and byte order do; C-contiguous native ones aren't copied. Types are never converted.
+        feeds: arrays by input name: numpy, or anything with `__dlpack__` or `__array__`. Any
+        strides and byte order do; C-contiguous native ones aren't copied. Types are never
+        converted.
         outputs: arrays to write results into instead of new ones, for some or all outputs
         (C-contiguous, of the exact type and shape, apart from each other and from the inputs).
 
@@ -165,7 +167,7 @@ class ExecutionContext:
         stamps = (ctypes.c_int64 * (len(self._plan.steps) + 1))()
         with self._claimed():
             self._execute(feeds, {}, ctypes.addressof(stamps))
-        return [(b - a) / 1e9 for a, b in zip(stamps, stamps[1:], strict=False)]
+        return [(b - a) / 1e9 for a, b in pairwise(stamps)]
 
     @contextmanager
     def _claimed(self) -> Iterator[None]:
@@ -201,8 +203,7 @@ class ExecutionContext:
             slack = self._slack.get(index, 0)
             target = given.get(spec.name)
             # A given array may end at the end of a page, so it can't be read past its ends.
-            fresh = target is None or slack
-            array = _empty(shape, spec.dtype, slack) if fresh else target
+            array = _empty(shape, spec.dtype, slack) if target is None or slack else target
             written.append(array)
             results[spec.name] = array if target is None else target
         for i, buffer in self._outputs:

@@ -20,16 +20,13 @@ from enginesmith.runtime.devices.cpu import Program
 from enginesmith.runtime.devices.memory import Memory
 from enginesmith.runtime.report import report_text
 
-IDLE_CONTEXTS = 2
-"""Contexts for `engine(...)`: one runs while the feeds of the next are checked. Runs of one engine
-take turns, so more would cost memory and win nothing."""
-
 
 class Engine:
-    """A model, built. Call it from any thread: `engine({"x": array})` or, with one input, `engine(array)`.
+    """A model, built. Call it from any thread: `engine({"x": array})` or, with one input,
+    `engine(array)`.
 
-    threads: how many it computes with; None for ENGINESMITH_THREADS, or all CPUs it may use. PlanError
-    if this machine can't run the plan.
+    threads: how many it computes with; None for ENGINESMITH_THREADS, or all CPUs it may use.
+    PlanError if this machine can't run the plan.
     """
 
     def __init__(self, plan: Plan, threads: int | None = None) -> None:
@@ -37,8 +34,8 @@ class Engine:
         self._program = Program(plan, threads)
         self._binder = Binder(plan)
         self._weights, self._weights_address = _aligned(plan.weights)
-        self._idle: list[ExecutionContext] = []
-        self._slots = threading.BoundedSemaphore(IDLE_CONTEXTS)
+        self._shared: ExecutionContext | None = None
+        self._turn = threading.Lock()
         _ENGINES.add(self)
 
     @property
@@ -64,19 +61,16 @@ class Engine:
     def __call__(self, feeds: Any = None, /, *more: Any) -> Outputs:
         """Run one inference: outputs by name, in the graph's order, in memory of their own.
 
-        feeds: a dict of arrays by input name; or the arrays themselves, in the inputs' order. Safe from
-        any thread. Errors as ExecutionContext.execute.
+        feeds: a dict of arrays by input name; or the arrays themselves, in the inputs' order. Safe
+        from any thread. Errors as ExecutionContext.execute.
         """
         named = self._named(feeds, more)
-        with self._slots:
-            try:
-                context = self._idle.pop()
-            except IndexError:
-                context = self.context()
-            try:
-                return context.execute(named)
-            finally:
-                self._idle.append(context)
+        # Runs of one engine take turns on its threads, so callers share one context: as fast as one
+        # each, and cheaper in memory and cache.
+        with self._turn:
+            if self._shared is None:
+                self._shared = self.context()
+            return self._shared.execute(named)
 
     def _named(self, feeds: Any, more: tuple[Any, ...]) -> Mapping[str, Any]:
         if isinstance(feeds, Mapping) and not more:
@@ -103,7 +97,7 @@ class Engine:
     def close(self) -> None:
         """Stop the threads and free the memory; running the engine is an error afterwards."""
         self._program.close()
-        self._idle.clear()
+        self._shared = None
 
     def __enter__(self) -> Engine:
         return self
@@ -120,9 +114,9 @@ class Engine:
         return f"Engine({self.plan.name!r}, {self.plan.target}, {self.threads} threads)"
 
     def after_fork(self) -> None:
-        """In a forked child: contexts that other threads were using are gone with these threads."""
-        self._slots = threading.BoundedSemaphore(IDLE_CONTEXTS)
-        self._idle = []
+        """In a forked child: a thread that was using the shared context is gone with its turn."""
+        self._turn = threading.Lock()
+        self._shared = None
 
 
 def load(path: str | os.PathLike[str], threads: int | None = None) -> Engine:

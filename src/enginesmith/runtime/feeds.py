@@ -10,7 +10,7 @@ import numpy as np
 
 from enginesmith.errors import FeedError
 from enginesmith.plan.plan import TensorSpec
-from enginesmith.runtime.binding import Binder, Bound, Misfit, Shape, show_shape
+from enginesmith.runtime.binding import Binder, Bound, MisfitError, Shape, show_shape
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -30,7 +30,7 @@ def gather(
     if len(arrays) == len(specs):
         try:
             bound = binder.bind(tuple(a.shape for a in arrays))
-        except Misfit as misfit:
+        except MisfitError as misfit:
             problems += misfit.problems
     if problems:
         raise feed_error(problems)
@@ -80,7 +80,7 @@ def _array(spec: TensorSpec, value: Any) -> tuple[Array, list[str]]:
 
 
 def _converted(value: Any) -> Array | None:
-    """Another library's tensor, or a subclass of ours, as a plain array; without a copy if it can."""
+    """Another library's tensor, or a subclass of ndarray, as a plain array; no copy if it can."""
     if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
         try:
             return np.from_dlpack(value)

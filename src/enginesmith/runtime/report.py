@@ -21,7 +21,7 @@ def report_text(plan: Plan) -> str:
     lines += [f"weights: {len(plan.weights) / 1e6:.1f} MB, code: {len(plan.code) / 1e3:.0f} kB"]
     if plan.notes:
         lines += ["notes:", *(f"  - {note}" for note in plan.notes)]
-    rows = [("step", "what", "tactic", "ms", "GFLOP/s", "nodes")]
+    rows: list[tuple[str, ...]] = [("step", "what", "tactic", "ms", "GFLOP/s", "nodes")]
     rows += [_row(i, step, opt) for i, step in enumerate(plan.steps)]
     total = sum(step.timings[0][1] for step in plan.steps if step.timings)
     lines += ["steps:", *_table(rows), f"total of the timed steps: {total * 1e3:.3f} ms"]

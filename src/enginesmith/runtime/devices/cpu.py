@@ -1,4 +1,4 @@
-"""Runs a plan's code on the CPU: loads the shared object, keeps its threads, serialises the runs."""
+"""Runs a plan's code on the CPU: loads the shared object, keeps threads, serialises runs."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ class Library:
     """A shared object, loaded from memory and unloaded when the object is collected."""
 
     def __init__(self, code: bytes | memoryview) -> None:
+        self._functions: dict[str, Any] = {}
         path, release = _as_file(code)
         try:
             self._cdll = ctypes.CDLL(path)
@@ -67,12 +68,15 @@ class Library:
 
     def function(self, name: str) -> Any:
         """An exported C function; those of SIGNATURES are typed. PlanError if there is none."""
+        if name in self._functions:
+            return self._functions[name]
         try:
             function = self._cdll[name]
         except AttributeError as error:
             raise PlanError(f"the plan's code is damaged: it has no function {name}") from error
         if name in SIGNATURES:
             function.argtypes, function.restype = SIGNATURES[name]
+        self._functions[name] = function
         return function
 
     def address(self, name: str) -> int:
@@ -104,8 +108,8 @@ def _unload(handle: int, release: Callable[[], None]) -> None:
 
 
 class ThreadPool:
-    """The threads of a library's pool: the caller of `es_run` and `threads - 1` daemon threads parked
-    in `es_worker`. They stop when the pool is closed or collected."""
+    """The threads of a library's pool: the caller of `es_run` and `threads - 1` daemon threads
+    parked in `es_worker`. They stop when the pool is closed or collected."""
 
     def __init__(self, library: Library, threads: int, scratch: int = 0) -> None:
         self.threads = threads
@@ -185,7 +189,7 @@ class Program:
                 self._pool = None
 
     def after_fork(self) -> None:
-        """In a forked child: threads don't survive a fork, and the lock may be somebody's who's gone."""
+        """In a forked child: no thread survives a fork, not even the one that held the lock."""
         self._lock = threading.Lock()
         self._pool = None
 

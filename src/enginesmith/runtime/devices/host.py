@@ -8,11 +8,10 @@ from pathlib import Path
 
 from enginesmith.knobs import knobs
 
+V3 = frozenset({"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe"})
 NEEDS = {
-    "avx512": frozenset(
-        "avx512f avx512bw avx512cd avx512dq avx512vl avx2 fma bmi1 bmi2 f16c movbe".split()
-    ),
-    "avx2": frozenset("avx2 fma bmi1 bmi2 f16c movbe".split()),
+    "avx512": V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+    "avx2": V3,
 }
 """Instruction set of a target, best first -> the CPU flags it takes (x86-64-v4 and -v3)."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ HUGE = 2 << 20
 class Memory:
     """`size` bytes of zeros at `address`, a multiple of 4096; of 2 MiB if that big.
 
-    The pages go back to the system when the object is collected. Private: a forked child has a copy.
+    The pages go back to the system when the object is collected; a forked child has a copy.
     """
 
     __slots__ = ("_map", "_pin", "address", "size")
@@ -31,10 +32,8 @@ class Memory:
         start = ctypes.addressof(self._pin)
         self.address = start + -start % unit
         if size >= HUGE:
-            try:
+            with suppress(OSError):  # a kernel without huge pages: slower, that's all
                 self._map.madvise(mmap.MADV_HUGEPAGE)
-            except OSError:
-                pass  # a kernel without huge pages: slower, that's all
 
     def array(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """All of it as bytes. The array keeps the memory alive."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,17 @@ def filled(name: str) -> onnx.ModelProto:
     return model
 
 
-def example_inputs(model: onnx.ModelProto, batch: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random feeds; every symbolic dim is `batch`. Floats are normal, integers ids below 1000; a
-    later integer input of the first one's shape is its attention mask, all ones."""
+def example_inputs(
+    model: onnx.ModelProto,
+    batch: int = 1,
+    seed: int = 0,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> dict[str, np.ndarray]:
+    """Random feeds of the given shapes; elsewhere, every symbolic dim is `batch`.
+
+    Floats are normal, integers ids below 1000; a later integer input of the first one's shape is
+    its attention mask, all ones.
+    """
     random = np.random.default_rng(seed)
     constants = {tensor.name for tensor in model.graph.initializer}
     feeds: dict[str, np.ndarray] = {}
@@ -68,7 +76,8 @@ def example_inputs(model: onnx.ModelProto, batch: int = 1, seed: int = 0) -> dic
         if value.name in constants:
             continue
         tensor = value.type.tensor_type
-        shape = [dim.dim_value or batch for dim in tensor.shape.dim]
+        shape = [dim.dim_value if dim.dim_value > 0 else batch for dim in tensor.shape.dim]
+        shape = list((shapes or {}).get(value.name, shape))
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
         if any(f.dtype == dtype and f.shape == tuple(shape) for f in feeds.values()):
             feeds[value.name] = np.ones(shape, dtype)

@@ -53,6 +53,13 @@ def find(name: str) -> Path:
     )
 
 
+def typical_shapes(name: str, batch: int) -> dict[str, tuple[int, ...]]:
+    """The input shapes of a package's model at this batch; none for the zoo's own models."""
+    if name not in PACKAGE_MODELS:
+        return {}
+    return {key: (batch, *shape[1:]) for key, shape in PACKAGE_MODELS[name].shapes}
+
+
 def load(name: str) -> onnx.ModelProto:
     """A model by the zoo's or a package's name, or by path. LookupError lists the names."""
     if name in PACKAGE_MODELS:

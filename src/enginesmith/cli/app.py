@@ -23,8 +23,8 @@ class Failure(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         out = console(stderr=True)
-        out.print("[bold red]error:[/] ", end="")
-        out.print(self.message, markup=False, highlight=False, soft_wrap=True)
+        out.print("error: ", style="bold red", end="")
+        out.print(self.message, soft_wrap=True)
 
 
 class Commands(click.Group):
@@ -43,32 +43,30 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (EnginesmithError, OSError, LookupError, ImportError, MemoryError) as error:
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
             if ctx.params["debug"]:
                 raise
             raise Failure(_message(error)) from error
-        except (ArithmeticError, AssertionError, AttributeError, TypeError, ValueError) as error:
-            if ctx.params["debug"]:
-                raise
-            raise Failure(
-                f"internal error, {type(error).__name__}: {error}\n"
-                "This is a defect of Enginesmith; `enginesmith --debug ...` shows where."
-            ) from error
 
 
 def _message(error: BaseException) -> str:
     if isinstance(error, EnginesmithError):
         return str(error)
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("enginesmith"):
         return (
             f"this command needs the package {error.name!r}; "
             "install it with: pip install 'enginesmith[build]'"
         )
     if isinstance(error, MemoryError):
         return "out of memory"
-    if isinstance(error, LookupError):
-        return f"internal error, {type(error).__name__}: {error}"
-    return str(error)
+    if isinstance(error, OSError):
+        return str(error)
+    return (
+        f"internal error, {type(error).__name__}: {error}\n"
+        "This is a defect of Enginesmith; `enginesmith --debug ...` shows where."
+    )
 
 
 @click.group(

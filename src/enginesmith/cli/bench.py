@@ -83,7 +83,7 @@ def bench(
     engine = load_engine(plan_or_model, threads)
     symbols = symbols_of_shapes(engine.plan, dict(shapes))
     feeds = random_feeds(engine.plan, symbols)
-    peak = machine_peak(engine.plan, threads)
+    peak = machine_peak(engine.plan, engine.threads)
     times = measure(lambda: engine(feeds), duration)
     steps = profile(engine, feeds, min(duration, 1.0))
     measured = layers_of(engine.plan, symbols, steps)
@@ -98,16 +98,15 @@ def bench(
     out.print(layer_table(measured, peak, len(measured) if layers else 10))
 
 
-def machine_peak(plan: Plan, threads: int | None) -> Peak:
+def machine_peak(plan: Plan, threads: int) -> Peak:
     """What the machine reaches now, on as many threads as the engine uses."""
     from enginesmith.knobs import knobs
     from enginesmith.plan.target import parse_target
-    from enginesmith.runtime.devices.host import available_threads
     from enginesmith.toolchain.cache import ArtifactCache
     from enginesmith.tuner.peak import measure_peak
 
     target = parse_target(plan.target, None)
-    return measure_peak(target, threads or available_threads(), ArtifactCache(knobs().cache))
+    return measure_peak(target, threads, ArtifactCache(knobs().cache))
 
 
 def measure(run: Callable[[], object], duration: float) -> list[float]:

@@ -67,10 +67,9 @@ def build(
         f"{output}: {len(plan.steps)} steps for {plan.target} {plan.precision}, "
         f"{display.size(output.stat().st_size)}, built in {took}",
         soft_wrap=True,
-        markup=False,
     )
     if verbose:
-        out.print(engine.report, markup=False, soft_wrap=True)
+        out.print(engine.report, soft_wrap=True)
     else:
         for note in plan.notes:
-            out.print(f"  {note}", markup=False, soft_wrap=True)
+            out.print(f"  {note}", soft_wrap=True)

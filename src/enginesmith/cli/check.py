@@ -76,10 +76,10 @@ def print_tensors(out: Console, model: Path, shapes: Mapping[str, Any]) -> None:
         for value in values:
             dims = tuple(dim if isinstance(dim, int) else str(dim) for dim in value.shape)
             rows.add_row(kind, value.name, value.type.dtype, display.shape_text(dims))
-    out.print(f"{model}: every node can be built", markup=False, soft_wrap=True)
+    out.print(f"{model}: every node can be built", soft_wrap=True)
     out.print(rows)
     for symbol in symbol_ranges(graph, shapes):
-        out.print(f"symbol {symbol.name}: {display.range_text(symbol)}", markup=False)
+        out.print(f"symbol {symbol.name}: {display.range_text(symbol)}")
 
 
 def accurate(

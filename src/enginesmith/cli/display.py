@@ -33,10 +33,10 @@ PLAIN_WIDTH = 160
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console on the current stdout or stderr."""
+    """A console on the current stdout or stderr. Names of nodes and files are never markup."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else PLAIN_WIDTH
-    return Console(file=stream, width=width, highlight=False)
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
 def table(*columns: str, title: str = "") -> Table:
@@ -117,7 +117,7 @@ class _Drawn:
         columns = (
             SpinnerColumn(), TextColumn("{task.description:<10}"), BarColumn(24),
             MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", style="dim", markup=False),
         )  # fmt: skip
         self.bars = Bars(*columns, console=out)
         self.tasks: dict[str, TaskID] = {}
@@ -160,11 +160,11 @@ class _Lines:
         self.done = progress.done
         if self.verbose and progress.detail:
             text = f"{progress.stage} {progress.done}/{progress.total} {progress.detail}"
-            self.out.print(text, markup=False)
+            self.out.print(text)
 
     def finish(self) -> None:
         """Print the line of the stage that just ended."""
         if self.stage:
             took = seconds(time.perf_counter() - self.start)
-            self.out.print(f"{self.stage}: {self.done} done in {took}", markup=False)
+            self.out.print(f"{self.stage}: {self.done} done in {took}")
         self.stage = ""

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import click
+from rich.text import Text
 
 from enginesmith.cli import display
 from enginesmith.cli.options import example
@@ -37,7 +38,7 @@ class Finding:
     remedy: str = ""
 
 
-STYLES = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "error": "[bold red]error[/]"}
+STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 
 @click.command(
@@ -55,10 +56,12 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
         names = ("what", "level", "text", "remedy")
         display.emit_json([{name: getattr(f, name) for name in names} for f in findings])
     else:
-        rows = display.table("", "", "~")
+        rows = display.table("level", "what", "~found")
         for finding in findings:
-            remedy = f"\n[bold]-> {finding.remedy}[/]" if finding.remedy else ""
-            rows.add_row(STYLES[finding.level], finding.what, finding.text + remedy)
+            text = Text(finding.text)
+            if finding.remedy:
+                text.append(f"\n-> {finding.remedy}", style="bold")
+            rows.add_row(Text(finding.level, STYLES[finding.level]), finding.what, text)
         display.console().print(rows)
     if any(finding.level == "error" for finding in findings):
         ctx.exit(1)

@@ -148,12 +148,13 @@ def merge_shapes(
     profiles: tuple[tuple[str, tuple[Shape, ...]], ...],
 ) -> dict[str, Any]:
     """The `shapes` argument of es.build. UsageError if an input is named twice."""
-    from enginesmith import Profile
-
     merged: dict[str, Any] = {}
     for name, value in (*shapes, *profiles):
         if name in merged:
             raise click.UsageError(f"the shape of input {name!r} is given twice")
         merged[name] = value
-    bounded = {name: Profile(*bounds) for name, bounds in profiles}
-    return merged | bounded
+    if profiles:
+        from enginesmith import Profile
+
+        merged |= {name: Profile(*bounds) for name, bounds in profiles}
+    return merged

@@ -64,7 +64,7 @@ def run(
         output_dir.mkdir(parents=True, exist_ok=True)
         for name, array in outputs.items():
             np.save(output_dir / f"{_file_name(name)}.npy", array)
-        display.console().print(f"saved in {output_dir}", markup=False)
+        display.console().print(f"saved in {output_dir}")
 
 
 def _summary(array: np.ndarray) -> tuple[str, str, str]:

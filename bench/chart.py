@@ -1,0 +1,77 @@
+"""The bar chart of a comparison: speed relative to the best peer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+COLOURS = {"Enginesmith": "#d9480f", "ONNX Runtime": "#868e96", "OpenVINO": "#ced4da"}
+INK, GREY, FAINT = "#212529", "#495057", "#adb5bd"
+
+
+def draw(results: Sequence[Mapping[str, Any]], caption: str, path: Path) -> None:
+    """Write a PNG. `results`: per model `name`, `latency` (runner -> {"median": seconds}) and
+    `ratio` ({"median", "low", "high"}), as in the JSON of bench.compare."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    runners = [name for name in COLOURS if any(name in r["latency"] for r in results)]
+    ordered = sorted(results, key=lambda r: r["ratio"]["median"])
+    height = 0.8 / len(runners)
+    figure, axes = plt.subplots(figsize=(8.5, 1.9 + 0.55 * len(ordered)), layout="constrained")
+    for slot, runner in enumerate(runners):
+        places = [i + 0.4 - (slot + 0.5) * height for i in range(len(ordered))]
+        speeds = [_speed(result, runner) for result in ordered]
+        axes.barh(places, speeds, height * 0.92, color=COLOURS[runner], label=runner)
+        if runner == "Enginesmith":
+            _whiskers(axes, ordered, places)
+        for place, speed, result in zip(places, speeds, ordered, strict=True):
+            _label(axes, runner, place, speed, result)
+    axes.axvline(1, color=INK, linewidth=0.8, zorder=0)
+    axes.set_yticks(range(len(ordered)), [r["name"] for r in ordered], color=INK)
+    axes.set_xlabel("speed relative to the fastest other engine (longer is faster)", color=INK)
+    axes.annotate(
+        caption, (0, 0), (0, -44), "axes fraction", textcoords="offset points", va="top",
+        fontsize=8, color=GREY, annotation_clip=False,
+    )  # fmt: skip
+    axes.set_xlim(0, max(r["ratio"]["high"] for r in ordered) * 1.18 + 0.1)
+    axes.tick_params(length=0)
+    for side in ("top", "right", "left", "bottom"):
+        axes.spines[side].set_visible(False)
+    axes.grid(axis="x", color=FAINT, linewidth=0.4, alpha=0.6)
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside upper left", ncols=len(runners), frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=160, facecolor="white")
+    plt.close(figure)
+
+
+def _speed(result: Mapping[str, Any], runner: str) -> float:
+    """A runner's speed over the fastest peer's; ours is the median of the rounds' ratios."""
+    if runner not in result["latency"]:
+        return 0.0
+    if runner == "Enginesmith":
+        return float(result["ratio"]["median"])
+    peers = {n: v["median"] for n, v in result["latency"].items() if n != "Enginesmith"}
+    return float(min(peers.values()) / peers[runner])
+
+
+def _whiskers(axes: Any, results: Sequence[Mapping[str, Any]], places: Sequence[float]) -> None:
+    for result, place in zip(results, places, strict=True):
+        ratio = result["ratio"]
+        axes.plot([ratio["low"], ratio["high"]], [place, place], color=INK, linewidth=1)
+
+
+def _label(axes: Any, runner: str, place: float, speed: float, result: Mapping[str, Any]) -> None:
+    """Milliseconds in every bar, and the ratio after ours."""
+    if runner not in result["latency"]:
+        return
+    colour = "white" if runner != "OpenVINO" else INK
+    text = f"{result['latency'][runner]['median'] * 1e3:.3g} ms"
+    axes.text(0.02, place, text, va="center", fontsize=7.5, color=colour)
+    if runner == "Enginesmith":
+        end = max(speed, result["ratio"]["high"]) + 0.02
+        axes.text(end, place, f"{speed:.2f}x", va="center", fontsize=9, weight="bold", color=INK)

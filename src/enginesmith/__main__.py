@@ -1,0 +1,5 @@
+"""`python -m enginesmith`: the command line."""
+
+from enginesmith.cli import main
+
+main()

@@ -48,7 +48,7 @@ def test_networks_need_little_more_than_the_lower_bound() -> None:
         lifetimes = [(i, i + rng.choice([1, 1, 1, 2, 3, 10, 40])) for i in range(200)]
         offsets, total = assign(sizes, lifetimes)
         check(sizes, lifetimes, 0, offsets, total)
-        assert total <= 1.1 * lower_bound(sizes, lifetimes)
+        assert total <= 1.2 * lower_bound(sizes, lifetimes)
 
 
 def test_a_chain_needs_two_buffers() -> None:

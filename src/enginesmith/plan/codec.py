@@ -103,7 +103,9 @@ def _object(kind: type) -> Decoder:
             raise _misfit(where, "object", value)
         if value.keys() != parts.keys():
             odd = sorted(value.keys() ^ parts.keys())
-            raise PlanError(f"the plan is damaged: {where} lacks or should not have {odd}")
+            raise PlanError(
+                f"the plan is damaged: {where} lacks or should not have {odd}; build the model again"
+            )
         return kind(**{key: part(value[key], f"{where}.{key}") for key, part in parts.items()})
 
     return check

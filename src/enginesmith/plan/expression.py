@@ -31,7 +31,9 @@ def _parse(text: int | str) -> tuple[Evaluator, frozenset[str]]:
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         return _compile(tree), frozenset(names - {"max", "min"})
     except (SyntaxError, RecursionError, MemoryError, ValueError) as error:
-        raise PlanError(f"the plan holds a damaged size expression {text[:80]!r}") from error
+        raise PlanError(
+            f"the plan holds a damaged size expression {text[:80]!r}; build the model again"
+        ) from error
 
 
 def _compile(node: ast.expr) -> Evaluator:

@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, BinaryIO, get_type_hints
 
 from enginesmith.errors import PlanError
 from enginesmith.plan.codec import decode, encode
@@ -64,9 +64,7 @@ def save(plan: Plan, path: str | os.PathLike[str]) -> None:
         # "x": never through a link or over a file of somebody else's.
         with temporary.open("xb") as file:
             try:
-                for chunk in chunks:
-                    file.write(chunk)
-                file.flush()
+                _write(file, chunks)
                 os.fsync(file.fileno())
                 os.replace(temporary, path)
             except BaseException:
@@ -78,6 +76,12 @@ def save(plan: Plan, path: str | os.PathLike[str]) -> None:
             "Choose a folder that exists, is writable and has "
             f"{sum(map(len, chunks)) / 1e6:.1f} MB free"
         ) from error
+
+
+def _write(file: BinaryIO, chunks: Sequence[Data]) -> None:
+    for chunk in chunks:
+        file.write(chunk)
+    file.flush()
 
 
 def load(path: str | os.PathLike[str]) -> Plan:

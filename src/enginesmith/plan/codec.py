@@ -104,7 +104,7 @@ def _object(kind: type) -> Decoder:
         if value.keys() != parts.keys():
             odd = sorted(value.keys() ^ parts.keys())
             raise PlanError(
-                f"the plan is damaged: {where} lacks or should not have {odd}; build the model again"
+                f"the plan is damaged: {where} lacks or can't have {odd}; build the model again"
             )
         return kind(**{key: part(value[key], f"{where}.{key}") for key, part in parts.items()})
 

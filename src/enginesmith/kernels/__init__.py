@@ -8,9 +8,11 @@ from enginesmith.kernels.conv import cpu as conv
 from enginesmith.kernels.halo import cpu as halo
 from enginesmith.kernels.layout import cpu as layout
 from enginesmith.kernels.matmul import cpu as matmul
+from enginesmith.kernels.normalization import cpu as normalization
 from enginesmith.kernels.pointwise import cpu as pointwise
 from enginesmith.kernels.pool import cpu as pool
 from enginesmith.kernels.reduce import cpu as reduce
+from enginesmith.kernels.softmax import cpu as softmax
 
 FAMILIES: dict[str, ModuleType] = {
     "conv": conv,
@@ -20,5 +22,7 @@ FAMILIES: dict[str, ModuleType] = {
     "pool": pool,
     "reduce": reduce,
     "matmul": matmul,
+    "softmax": softmax,
+    "normalization": normalization,
 }
 """Name -> module with the functions of `base.Family`."""

@@ -49,21 +49,17 @@ def tactics(problem: Problem, target: Target) -> tuple[Tactic, ...]:
     if not _is_vector(problem):
         return (tactic("scalar"),)
     shape = shape_of(problem)
-    tall = 14 if target.isa == "avx512" else 6
-    rows = shape.m if isinstance(shape.m, int) else tall
-    tiles = [(min(rows, tall), 2)]
-    if rows <= 4:
-        tiles.insert(0, (rows, 4 if target.isa == "avx512" or rows <= 2 else 2))
-    elif target.isa == "avx512":
-        tiles.append((min(rows, 8), 3))
+    wide = target.isa == "avx512"
+    if isinstance(shape.m, int) and shape.m <= 4:
+        tiles = [(shape.m, 4 if wide or shape.m <= 2 else 2), (shape.m, 2)]
     else:
-        tiles.append((min(rows, 4), 3))
-    choices = []
-    for mr, nv in dict.fromkeys(tiles):
-        for kind in _kinds(problem, shape):
-            for copy_a in _copies(problem, shape):
-                choices.append(tactic(kind, mr=mr, nv=nv, copy_a=copy_a))
-    return tuple(choices)
+        tiles = [(8, 3), (14, 2)] if wide else [(6, 2)]
+    if isinstance(shape.m, int):
+        tiles = [(min(shape.m, mr), nv) for mr, nv in tiles]
+    kinds = _kinds(problem, shape)
+    return tuple(
+        tactic(kind, mr=mr, nv=nv) for mr, nv in dict.fromkeys(tiles) for kind in kinds
+    )
 
 
 def _kinds(problem: MatMulProblem, shape: Shape) -> tuple[str, ...]:
@@ -75,17 +71,6 @@ def _kinds(problem: MatMulProblem, shape: Shape) -> tuple[str, ...]:
         return ("repacked",)
     rows, size = problem.typical(shape.m), problem.typical(mul(shape.k, shape.n))
     return ("repacked", "direct") if rows >= 64 and size >= 1 << 16 else ("direct", "repacked")
-
-
-def _copies(problem: MatMulProblem, shape: Shape) -> tuple[int, ...]:
-    """Whether tasks copy their rows of a: worth it when strides are unknown (addresses of many rows
-    do not fit the registers) or K is long, and the copy is used often."""
-    a = problem.operands[0]
-    if problem.typical(shape.m) <= 4:
-        return (0,)
-    if isinstance(a.strides[-1], int) and isinstance(shape.row.strides[0], int):
-        return (0, 1) if problem.typical(shape.n) >= 256 else (0,)
-    return (1, 0)
 
 
 def emit(problem: Problem, tactic: Tactic, target: Target) -> KernelSource:

@@ -96,7 +96,6 @@ class _Plan:
     lanes: int
     mr: int
     nv: int
-    copy_a: bool
     in_panels: bool
     rows: int
     panels: int
@@ -138,10 +137,9 @@ def _plan(problem: MatMulProblem, tactic: Tactic, target: Target) -> _Plan:
     panels = -(-n // width)
     per_task = max(1, min(panels, int(budget / (2 * rows * mr * k * width))))
     per_task = -(-panels // -(-panels // per_task))
-    copy_a = bool(tactic["copy_a"])
     in_panels = tactic.name != "direct"
     return _Plan(
-        problem, shape, target.lanes, mr, nv, copy_a, in_panels, rows * mr, per_task
+        problem, shape, target.lanes, mr, nv, in_panels, rows * mr, per_task
     )
 
 
@@ -160,8 +158,7 @@ def tiled_source(problem: MatMulProblem, tactic: Tactic, target: Target) -> Kern
         phases.insert(0, Phase(mul(matrices, ceildiv(plan.shape.n, plan.width)), "_pack"))
         workspace = mul(4, matrices, plan.padded())
     text += _main(plan, heights, widths, repacked=tactic.name == "repacked")
-    scratch = mul(4 * plan.rows, plan.shape.k) if plan.copy_a else 0
-    return KernelSource(text, tuple(phases), scratch, workspace)
+    return KernelSource(text, tuple(phases), 0, workspace)
 
 
 def _heights(plan: _Plan) -> list[int]:
@@ -191,8 +188,7 @@ def _tile(plan: _Plan, height: int, vectors: int) -> str:
     a: its first row; b: its first column; m, n: where it lies; cols: how many of its columns exist;
     o: element offsets of the batch entry, per operand."""
     a = plan.problem.operands[0]
-    row, step = ("1", str(height)) if plan.copy_a else (
-        c_size(plan.shape.row.strides[0]), c_size(a.strides[-1]))  # fmt: skip
+    row, step = c_size(plan.shape.row.strides[0]), c_size(a.strides[-1])
     b_row = str(vectors * plan.lanes) if plan.in_panels else plan.b_row
     products = "\n".join(
         f"{{ const vf x = splat(a[k * {step} + {r} * {row}]); "
@@ -295,7 +291,6 @@ def _main(plan: _Plan, heights: list[int], widths: list[int], *, repacked: bool)
     else:
         b = f"(const float *)p[1] + o[1] + panel * {plan.width}"
     rows, columns = c_size(plan.row_blocks), c_size(plan.column_blocks)
-    copy = _copy_a(plan, heights) if plan.copy_a else ""
     return f"""{signature("NAME", problem)}
 for (int64_t task = begin; task < end; ++task) {{
 const int64_t column_block = task % {columns}, row_block = task / {columns} % {rows};
@@ -305,7 +300,6 @@ const int64_t o[] = {{{offsets}}};
 const int64_t m0 = row_block * {plan.rows}, m1 = imin(m0 + {plan.rows}, {c_size(shape.m)});
 const int64_t panel0 = column_block * {plan.panels};
 const int64_t panel1 = imin(panel0 + {plan.panels}, ({n} + {plan.width - 1}) / {plan.width});
-{copy}
 for (int64_t panel = panel0; panel < panel1; ++panel) {{
 const float *b = {b};
 const int64_t n = panel * {plan.width}, cols = imin({n} - n, {plan.width});
@@ -320,8 +314,7 @@ int64_t m = m0;
 def _calls(plan: _Plan, heights: list[int], widths: list[int]) -> str:
     """The loops over a block's tiles: whole tiles, then smaller ones; by the panel's width."""
     a_row = c_size(plan.shape.row.strides[0])
-    source = f"(const float *)scratch + (m - m0) * {c_size(plan.shape.k)}" if plan.copy_a else (
-        f"(const float *)p[0] + o[0] + m * {a_row}")  # fmt: skip
+    source = f"(const float *)p[0] + o[0] + m * {a_row}"
     text = ""
     for v in widths:
         above = f"cols > {(v - 1) * plan.lanes}"
@@ -333,22 +326,6 @@ def _calls(plan: _Plan, heights: list[int], widths: list[int]) -> str:
             )
         text += "}\n"
     return text
-
-
-def _copy_a(plan: _Plan, heights: list[int]) -> str:
-    """Copies the block's rows of a into scratch, tile by tile, as [K][rows of the tile]."""
-    a = plan.problem.operands[0]
-    k = c_size(plan.shape.k)
-    row, step = c_size(plan.shape.row.strides[0]), c_size(a.strides[-1])
-    text = "int64_t m = m0; float *copy = (float *)scratch;\n"
-    for h in heights:
-        text += f"""for (; m + {h} <= m1; m += {h}, copy += {h} * {k}) {{
-const float *a = (const float *)p[0] + o[0] + m * {row};
-for (int64_t k = 0; k < {k}; ++k)
-UNROLL for (int r = 0; r < {h}; ++r) copy[k * {h} + r] = a[k * {step} + r * {row}];
-}}
-"""
-    return "{\n" + text + "}\n"
 
 
 def _repack(plan: _Plan) -> str:

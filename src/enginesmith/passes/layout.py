@@ -179,7 +179,11 @@ class _Walk:
         if node.op in ("concat", "slice"):
             return value
         shape = (1,) * (4 - value.type.rank) + tuple(value.shape)
-        full = dims.same_shape(shape, out)
+        # A symbolic dim that isn't provably the result's is assumed to be (see ir.types.broadcast).
+        full = all(
+            dims.equal(a, b) or not (isinstance(a, int) or isinstance(b, int))
+            for a, b in zip(shape, out, strict=True)
+        )
         channel = dims.equal(shape[1], out[1]) and shape[2:] == (1, 1)
         scalar = all(d == 1 for d in shape)
         if full or scalar or (channel and (shape[0] == 1 or dims.equal(shape[0], out[0]))):

@@ -189,12 +189,12 @@ class Lowering:
     # -- the result -------------------------------------------------------------------------------
 
     def done(
-        self, family: str, kind: Callable[..., Problem], node_op: str, sources: tuple[str, ...],
-        **fields: Any,
+        self, family: str, make: Callable[..., Problem], op: str, sources: tuple[str, ...],
+        /, **fields: Any,
     ) -> Lowered:  # fmt: skip
-        problem = kind(operands=tuple(self.operands), hint=self.hint(), **fields)
+        problem = make(operands=tuple(self.operands), hint=self.hint(), **fields)
         sizes = tuple(self.sizes)
-        return Lowered(family, problem, tuple(self.places), sizes, sources, node_op)
+        return Lowered(family, problem, tuple(self.places), sizes, sources, op)
 
 
 def lower(

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from enginesmith.ir.expr import Arg
+import numpy as np
+
+from enginesmith.errors import Problem, UnsupportedError
+from enginesmith.ir import dims
+from enginesmith.ir.expr import Arg, Expr, call, rewrite_args
 from enginesmith.ir.graph import Node, Value
 from enginesmith.ir.ops import (
     ConvAttrs,
     ConvTransposeAttrs,
+    MatMulAttrs,
+    NormalizationAttrs,
     PointwiseAttrs,
     PoolAttrs,
+    ReduceAttrs,
+    SliceAttrs,
+    SoftmaxAttrs,
+    TransposeAttrs,
 )
 from enginesmith.kernels.conv.problem import ConvProblem
 from enginesmith.kernels.halo.problem import HaloProblem
 from enginesmith.kernels.layout.problem import LayoutProblem
+from enginesmith.kernels.matmul.problem import MatMulProblem
+from enginesmith.kernels.normalization.problem import NormalizationProblem
 from enginesmith.kernels.pointwise.problem import PointwiseProblem
 from enginesmith.kernels.pool.problem import PoolProblem
+from enginesmith.kernels.reduce.problem import ReduceProblem
+from enginesmith.kernels.softmax.problem import SoftmaxProblem
 from enginesmith.planner.lower import Lowered, Lowering
-from enginesmith.planner.storage import ClearHalo, Move
+from enginesmith.planner.storage import ClearHalo, Move, Stride, View, expanded, sliced
 
 
 def lower_halo(lowering: Lowering, step: ClearHalo) -> Lowered:
@@ -95,11 +108,154 @@ def _pool(lowering: Lowering, node: Node) -> Lowered:
     )  # fmt: skip
 
 
+def _strided_copy(lowering: Lowering, node: Node) -> Lowered:
+    """A transpose, slice or expand that could not be a view: the source is seen as the result."""
+    x, y = node.inputs[0], node.output
+    view, attrs = lowering.plan.views[id(x)], node.attrs
+    if isinstance(attrs, TransposeAttrs):
+        seen = View(view.storage, view.offset, tuple(view.strides[p] for p in attrs.perm))
+    elif isinstance(attrs, SliceAttrs):
+        if any(step < 0 for step in attrs.steps):
+            raise unsupported(node, "slices that walk backwards have no kernel")
+        seen = sliced(view, x, attrs.starts, attrs.steps)
+    else:
+        seen = View(view.storage, view.offset, expanded(view.strides, x.shape, y.shape))
+    lowering.view(seen, y.shape, y.type.layout.block)
+    lowering.value(y)
+    return lowering.done("layout", LayoutProblem, node.op, node.sources)
+
+
+def _matmul(lowering: Lowering, node: Node) -> Lowered:
+    attrs, y = node.attrs, node.output
+    assert isinstance(attrs, MatMulAttrs)
+    a, b = node.inputs[:2]
+    rank = max(a.type.rank, b.type.rank, 2)
+    _factor(lowering, a, rank, attrs.transpose_a, column=False)
+    _factor(lowering, b, rank, attrs.transpose_b, column=True)
+    shape, strides = _result(lowering, y, a, b, rank)
+    for value in node.inputs[2:]:
+        if value.type.rank == y.type.rank and rank != y.type.rank:
+            raise unsupported(node, "epilogues on products of vectors have no kernel")
+        lowering.broadcast(value, shape)
+    lowering.view(View(lowering.plan.views[id(y)].storage, _offset(lowering, y), strides), shape, 0)
+    return lowering.done(
+        "matmul", MatMulProblem, node.op, node.sources, epilogue=attrs.epilogue or Arg(0)
+    )
+
+
+def _offset(lowering: Lowering, value: Value) -> dims.Dim:
+    return lowering.plan.views[id(value)].offset
+
+
+def _result(
+    lowering: Lowering, y: Value, a: Value, b: Value, rank: int
+) -> tuple[dims.Shape, tuple[Stride, ...]]:
+    """The product's shape and strides with the axes that vectors drop put back as size 1."""
+    shape, strides = list(y.shape), list(lowering.plan.views[id(y)].strides)
+    if b.type.rank == 1:
+        shape.append(1)
+        strides.append((1,))
+    if a.type.rank == 1:
+        shape.insert(len(shape) - 1, 1)
+        strides.insert(len(strides) - 1, (1,))
+    assert len(shape) == rank
+    return tuple(shape), tuple(strides)
+
+
+def _factor(lowering: Lowering, value: Value, rank: int, swap: bool, column: bool) -> None:
+    """A matrix operand: vectors become one row or column, missing batch axes repeat."""
+    if value.data is not None:
+        data = value.data
+        if data.ndim == 1:
+            data = data[:, None] if column else data[None, :]
+        elif swap:
+            data = data.swapaxes(-1, -2)
+        data = np.ascontiguousarray(data.reshape((1,) * (rank - data.ndim) + data.shape))
+        lowering.constant(data)
+        return
+    view = lowering.plan.views[id(value)]
+    shape, strides = list(value.shape), list(view.strides)
+    if len(shape) == 1:
+        shape.insert(1 if column else 0, 1)
+        strides.insert(1 if column else 0, (1,))
+    elif swap:
+        shape[-2:], strides[-2:] = shape[:-3:-1], strides[:-3:-1]
+    missing = rank - len(shape)
+    lead = [(0,) if d == 1 else s for d, s in zip(shape[:-2], strides[:-2], strict=True)]
+    whole: list[Stride] = [*[(0,)] * missing, *lead, *strides[-2:]]
+    seen = View(view.storage, view.offset, tuple(whole))
+    lowering.view(seen, (*[1] * missing, *shape), 0)
+
+
+_REDUCTIONS: dict[str, tuple[str, Expr, Expr]] = {
+    "sumsq": ("sum", call("mul", Arg(0), Arg(0)), Arg(0)),
+    "l1": ("sum", call("abs", Arg(0)), Arg(0)),
+    "l2": ("sum", call("mul", Arg(0), Arg(0)), call("sqrt", Arg(0))),
+}
+"""Kinds the family has no name for: kind, prologue, epilogue."""
+
+
+def _reduce(lowering: Lowering, node: Node) -> Lowered:
+    attrs = node.attrs
+    assert isinstance(attrs, ReduceAttrs)
+    if attrs.kind in ("argmax", "argmin", "logsumexp"):
+        raise unsupported(node, f"reduction {attrs.kind} has no kernel yet")
+    kind, prologue, inner = _REDUCTIONS.get(attrs.kind, (attrs.kind, Arg(0), Arg(0)))
+    epilogue = attrs.epilogue or Arg(0)
+    if len(node.inputs) > 1:
+        raise unsupported(node, "a reduction's epilogue with operands has no kernel")
+    lowering.value(node.inputs[0])
+    lowering.value(node.output)
+    return lowering.done(
+        "reduce", ReduceProblem, node.op, node.sources,
+        kind=kind, axes=attrs.axes, prologue=prologue,
+        epilogue=rewrite_args(epilogue, lambda _: inner),
+    )  # fmt: skip
+
+
+def _softmax(lowering: Lowering, node: Node) -> Lowered:
+    attrs = node.attrs
+    assert isinstance(attrs, SoftmaxAttrs)
+    lowering.value(node.inputs[0])
+    lowering.value(node.output)
+    return lowering.done(
+        "softmax", SoftmaxProblem, node.op, node.sources, axis=attrs.axis, log=attrs.log
+    )
+
+
+def _normalization(lowering: Lowering, node: Node) -> Lowered:
+    attrs, y = node.attrs, node.output
+    assert isinstance(attrs, NormalizationAttrs)
+    lowering.value(node.inputs[0])
+    for value in node.inputs[1:]:
+        lowering.broadcast(value, y.shape)
+    lowering.value(y)
+    scaled = call("mul", Arg(0), Arg(1))
+    return lowering.done(
+        "normalization", NormalizationProblem, node.op, node.sources,
+        axes=tuple(range(attrs.axis, y.type.rank)), eps=attrs.epsilon, rms=attrs.rms,
+        epilogue=call("add", scaled, Arg(2)) if len(node.inputs) > 2 else scaled,
+    )  # fmt: skip
+
+
+def unsupported(node: Node, reason: str) -> UnsupportedError:
+    """The error for a form of an operator that no kernel serves."""
+    where = f"node {', '.join(node.sources) or node.op}"
+    return UnsupportedError("no kernel serves some nodes of the model", [Problem(where, reason)])
+
+
 LOWERINGS: dict[str, Callable[[Lowering, Node], Lowered]] = {
     "conv": _conv,
     "conv_transpose": _conv,
     "pointwise": _pointwise,
     "pool": _pool,
     "layout": _copy,
+    "matmul": _matmul,
+    "reduce": _reduce,
+    "softmax": _softmax,
+    "normalization": _normalization,
+    "transpose": _strided_copy,
+    "slice": _strided_copy,
+    "expand": _strided_copy,
 }
 """By IR operator. Views need none; concat, and reshapes that copy, are moves."""

@@ -311,11 +311,11 @@ class _Placer:
         source = self.view_of(x)
         match node.attrs:
             case SliceAttrs(starts, steps):
-                return _sliced(source, x, starts, steps)
+                return sliced(source, x, starts, steps)
             case TransposeAttrs(perm):
                 return View(source.storage, source.offset, tuple(source.strides[p] for p in perm))
         if node.op == "expand":
-            return View(source.storage, source.offset, _expanded(source.strides, x.shape, y.shape))
+            return View(source.storage, source.offset, expanded(source.strides, x.shape, y.shape))
         if node.op == "layout":
             if x.type.layout.block and not source.storage.block:
                 return None
@@ -444,7 +444,8 @@ class _Placer:
                 storage.touch(index)
 
 
-def _sliced(source: View, x: Value, starts: tuple[Dim, ...], steps: tuple[int, ...]) -> View | None:
+def sliced(source: View, x: Value, starts: tuple[Dim, ...], steps: tuple[int, ...]) -> View:
+    """Part of a view. starts: per logical dim (channels of blocked values in whole blocks)."""
     offset = source.offset
     strides: list[Stride] = []
     for axis, (start, step) in enumerate(zip(starts, steps, strict=True)):
@@ -456,7 +457,8 @@ def _sliced(source: View, x: Value, starts: tuple[Dim, ...], steps: tuple[int, .
     return View(source.storage, dims.simplify(offset), tuple(strides))
 
 
-def _expanded(strides: tuple[Stride, ...], old: Shape, new: Shape) -> tuple[Stride, ...]:
+def expanded(strides: tuple[Stride, ...], old: Shape, new: Shape) -> tuple[Stride, ...]:
+    """Strides that repeat a value of shape `old` over `new` (numpy broadcasting)."""
     lead = len(new) - len(old)
     kept = tuple(
         s if dims.equal(old[i], new[lead + i]) else (0,) for i, s in enumerate(strides)

@@ -57,7 +57,7 @@ def _call(op: str, x: tuple[Expr, ...], dtypes: tuple[str, ...]) -> Expr:
         folded = _fold(op, x, dtypes)
         if folded is not None:
             return folded
-    if op in _COMMUTATIVE and isinstance(x[0], Const):
+    if op in _COMMUTATIVE and isinstance(x[0], Const) and not isinstance(x[1], Const):
         x = (x[1], x[0])
     rules = _RULES.get(op)
     is_float = dtype_of(x[-1], dtypes) in _FLOATS

@@ -76,7 +76,8 @@ def _rename(edits: Edits, node: Node) -> None:
 
 
 def _expand_into_readers(edits: Edits, node: Node) -> None:
-    """Pointwise readers broadcast by themselves, where another operand has the full shape."""
+    """Pointwise readers broadcast by themselves, where another operand has the full shape; those of
+    one operand compute on the small one."""
     small = node.inputs[0]
     for reader in dict.fromkeys(reader for reader, _ in node.output.uses):
         if reader.op != "pointwise":
@@ -84,3 +85,7 @@ def _expand_into_readers(edits: Edits, node: Node) -> None:
         inputs = [small if v is node.output else v for v in reader.inputs]
         if gives_shape(inputs, reader.output.shape):
             edits.replace(reader, "pointwise", inputs, reader.attrs)
+        elif len(inputs) == 1:
+            type_ = reader.output.type.with_shape(small.shape)
+            value = edits.produce(reader, "pointwise", inputs, reader.attrs, type_)
+            edits.replace(reader, "expand", [value], ExpandAttrs())

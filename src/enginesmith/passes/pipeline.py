@@ -24,6 +24,7 @@ from enginesmith.passes.scalar_operands import scalar_operands
 from enginesmith.passes.sink_reshapes import sink_reshapes
 from enginesmith.passes.slices import slices
 from enginesmith.passes.softmax import softmax
+from enginesmith.passes.unify_shapes import unify_shapes
 
 Pass: TypeAlias = Callable[[Graph], bool]
 """Rewrites a graph in place; True if it changed anything."""
@@ -43,6 +44,7 @@ _CLEANUP: tuple[Pass, ...] = (
 )  # fmt: skip
 
 PIPELINE: tuple[Stage, ...] = (
+    Stage("shapes", (unify_shapes,)),
     Stage("clean up", (*_CLEANUP, scalar_operands, expressions), repeat=True),
     Stage("recognise", (layer_normalization, softmax, attention, dead_code)),
     Stage("clean up after", _CLEANUP, repeat=True),

@@ -6,21 +6,30 @@ whose tasks are groups of rows (all axes but the innermost) or pieces of long ro
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
+
 from enginesmith.codegen.expressions import C_TYPES
 from enginesmith.ir import dims
+from enginesmith.ir.expr import Arg
 from enginesmith.kernels.base import (
     Operand,
     Problem,
     Size,
+    Tactic,
+    add,
     c_size,
     ceildiv,
     declare_sizes,
     mul,
 )
+from enginesmith.plan.target import Target
+
+RESULT = Arg(0)
+"""The expression that changes nothing."""
 
 CHUNK = 16384
 """Elements a task of a memory-bound kernel handles: 64 KiB of float32, some microseconds."""
@@ -178,9 +187,7 @@ def rows_text(axes: Sequence[Axis], cut: Split, body: str, inner: Size, prefix: 
     advance = ""
     for k in range(len(axes)):
         inside = f" {prefix}{k} = 0; {advance}" if k and advance else f" {prefix}{k} = 0;"
-        advance = (
-            f"if (++{prefix}{k} == {sizes[k]}) {{{inside} }}" if k else f"++{prefix}0;"
-        )
+        advance = f"if (++{prefix}{k} == {sizes[k]}) {{{inside} }}" if k else f"++{prefix}0;"
     lines.append(advance + "\n}}")
     return "\n".join(lines) + "\n"
 
@@ -188,3 +195,22 @@ def rows_text(axes: Sequence[Axis], cut: Split, body: str, inner: Size, prefix: 
 def indices(axes: Sequence[Axis], prefix: str = "i") -> list[str]:
     """Names of the index variables that `rows_text` sets."""
     return [f"{prefix}{k}" for k in range(len(axes))]
+
+
+def nothing_packed(
+    problem: Problem, tactic: Tactic, target: Target, constants: Mapping[int, np.ndarray]
+) -> Mapping[int, np.ndarray]:
+    """The `pack` of families that read constants as they are."""
+    return {}
+
+
+def traffic(problem: Problem) -> Size:
+    """Bytes of all operands, each element once (broadcast axes once)."""
+    total: Size = 0
+    for o in problem.operands:
+        shape = list(o.shape)
+        if o.block:
+            shape[1] = mul(ceildiv(shape[1], o.block), o.block)
+        moved = [n for n, s in zip(shape, o.strides, strict=True) if s != 0]
+        total = add(total, mul(np.dtype(o.dtype).itemsize, *moved))
+    return total

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from enginesmith.kernels.base import (
@@ -27,6 +25,7 @@ from enginesmith.kernels.nest import (
     blocked_axes,
     collapse,
     indices,
+    nothing_packed,
     offset,
     product,
     rows_text,
@@ -287,11 +286,7 @@ for (int64_t j = j0; j < j1; ++j) {{
     return KernelSource(text, (Phase(cut.tasks),))
 
 
-def pack(
-    problem: Problem, tactic: Tactic, target: Target, constants: Mapping[int, np.ndarray]
-) -> Mapping[int, np.ndarray]:
-    """Nothing is packed."""
-    return {}
+pack = nothing_packed
 
 
 def cost(problem: Problem) -> Cost:

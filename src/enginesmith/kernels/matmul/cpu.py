@@ -18,8 +18,7 @@ from enginesmith.kernels.base import Cost, KernelSource, Problem, Tactic, add, m
 from enginesmith.kernels.matmul.problem import MatMulProblem
 from enginesmith.kernels.matmul.scalar import scalar_source
 from enginesmith.kernels.matmul.tiled import Shape, pack_panels, shape_of, tiled_source
-from enginesmith.kernels.nest import product
-from enginesmith.kernels.pointwise.cpu import traffic
+from enginesmith.kernels.nest import product, traffic
 from enginesmith.plan.target import Target
 
 
@@ -57,9 +56,7 @@ def tactics(problem: Problem, target: Target) -> tuple[Tactic, ...]:
     if isinstance(shape.m, int):
         tiles = [(min(shape.m, mr), nv) for mr, nv in tiles]
     kinds = _kinds(problem, shape)
-    return tuple(
-        tactic(kind, mr=mr, nv=nv) for mr, nv in dict.fromkeys(tiles) for kind in kinds
-    )
+    return tuple(tactic(kind, mr=mr, nv=nv) for mr, nv in dict.fromkeys(tiles) for kind in kinds)
 
 
 def _kinds(problem: MatMulProblem, shape: Shape) -> tuple[str, ...]:

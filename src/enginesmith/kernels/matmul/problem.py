@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from enginesmith.ir.expr import Arg, Expr
+from enginesmith.ir.expr import Expr
 from enginesmith.kernels.base import Problem
+from enginesmith.kernels.nest import RESULT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,4 +18,4 @@ class MatMulProblem(Problem):
     is the product, Arg(k) is operands[1 + k]. A constant b is packed at build time.
     """
 
-    epilogue: Expr = Arg(0)
+    epilogue: Expr = RESULT

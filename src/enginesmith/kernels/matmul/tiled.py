@@ -58,7 +58,9 @@ def shape_of(problem: MatMulProblem) -> Shape:
     """See `Shape`. Operand strides of a row axis: that of M (0 for b)."""
     a, b, *_, y = problem.operands
     rank = len(y.strides)
-    axes = [Axis(y.shape[k], tuple(o.strides[k] for o in problem.operands)) for k in range(rank - 1)]
+    axes = [
+        Axis(y.shape[k], tuple(o.strides[k] for o in problem.operands)) for k in range(rank - 1)
+    ]
     strides = list(axes[-1].strides)
     strides[1] = 0
     axes[-1] = Axis(axes[-1].size, tuple(strides))
@@ -68,9 +70,7 @@ def shape_of(problem: MatMulProblem) -> Shape:
     return Shape(tuple(axes[:-1]), axes[-1], a.shape[-1], b.shape[-1])
 
 
-def pack_panels(
-    problem: MatMulProblem, width: int, b: np.ndarray, lanes: int
-) -> np.ndarray:
+def pack_panels(problem: MatMulProblem, width: int, b: np.ndarray, lanes: int) -> np.ndarray:
     """b (logical, ..., K, N) as [matrix][panel][K][width]; columns of the last panel are filled with
     zeros up to a whole vector, and it is that much narrower."""
     operand = problem.operands[1]
@@ -138,9 +138,7 @@ def _plan(problem: MatMulProblem, tactic: Tactic, target: Target) -> _Plan:
     per_task = max(1, min(panels, int(budget / (2 * rows * mr * k * width))))
     per_task = -(-panels // -(-panels // per_task))
     in_panels = tactic.name != "direct"
-    return _Plan(
-        problem, shape, target.lanes, mr, nv, in_panels, rows * mr, per_task
-    )
+    return _Plan(problem, shape, target.lanes, mr, nv, in_panels, rows * mr, per_task)
 
 
 def tiled_source(problem: MatMulProblem, tactic: Tactic, target: Target) -> KernelSource:
@@ -275,9 +273,7 @@ def _main(plan: _Plan, heights: list[int], widths: list[int], *, repacked: bool)
     problem, shape = plan.problem, plan.shape
     count = len(problem.operands)
     names = [f"q{k}" for k in range(len(shape.batch))]
-    offsets = ", ".join(
-        offset(names, [a.strides[k] for a in shape.batch]) for k in range(count)
-    )
+    offsets = ", ".join(offset(names, [a.strides[k] for a in shape.batch]) for k in range(count))
     matrix = "0"  # which packed matrix
     for name, axis in zip(names, shape.batch, strict=True):
         if axis.strides[1] != 0:
@@ -285,9 +281,7 @@ def _main(plan: _Plan, heights: list[int], widths: list[int], *, repacked: bool)
     k, n = c_size(shape.k), c_size(shape.n)
     if plan.in_panels:
         slot = count if repacked else 1
-        b = (
-            f"(const float *)p[{slot}] + {matrix} * {c_size(plan.padded())} + panel * {plan.width} * {k}"
-        )
+        b = f"(const float *)p[{slot}] + {matrix} * {c_size(plan.padded())} + panel * {plan.width} * {k}"
     else:
         b = f"(const float *)p[1] + o[1] + panel * {plan.width}"
     rows, columns = c_size(plan.row_blocks), c_size(plan.column_blocks)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import numpy as np
-
 from enginesmith.codegen.expressions import c_float, vector_dtypes, vector_expression, vmath
 from enginesmith.ir.expr import args_of, count_ops
 from enginesmith.kernels.base import (
@@ -25,15 +21,16 @@ from enginesmith.kernels.nest import (
     axes_of,
     collapse,
     indices,
+    nothing_packed,
     offset,
     pointer,
     product,
     rows_text,
     signature,
     split,
+    traffic,
 )
 from enginesmith.kernels.normalization.problem import NormalizationProblem
-from enginesmith.kernels.pointwise.cpu import traffic
 from enginesmith.kernels.softmax.cpu import ACROSS
 from enginesmith.plan.target import Target
 
@@ -150,11 +147,7 @@ t += (a[0] + a[1]) + (a[2] + a[3]);
     )
 
 
-def pack(
-    problem: Problem, tactic: Tactic, target: Target, constants: Mapping[int, np.ndarray]
-) -> Mapping[int, np.ndarray]:
-    """Nothing is packed."""
-    return {}
+pack = nothing_packed
 
 
 def cost(problem: Problem) -> Cost:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from enginesmith.ir.expr import Arg, Expr
+from enginesmith.ir.expr import Expr
 from enginesmith.kernels.base import Problem
+from enginesmith.kernels.nest import RESULT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,5 +24,5 @@ class NormalizationProblem(Problem):
     eps: float
     inputs: int = 1
     rms: bool = False
-    prologue: Expr = Arg(0)
-    epilogue: Expr = Arg(0)
+    prologue: Expr = RESULT
+    epilogue: Expr = RESULT

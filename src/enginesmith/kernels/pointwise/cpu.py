@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +20,8 @@ from enginesmith.kernels.base import (
     KernelSource,
     Phase,
     Problem,
-    Size,
     Tactic,
-    add,
     c_size,
-    ceildiv,
     mul,
     tactic,
 )
@@ -35,12 +32,14 @@ from enginesmith.kernels.nest import (
     blocked_axes,
     collapse,
     indices,
+    nothing_packed,
     offset,
     pointer,
     product,
     rows_text,
     signature,
     split,
+    traffic,
 )
 from enginesmith.kernels.pointwise.problem import PointwiseProblem
 from enginesmith.plan.target import Target
@@ -173,9 +172,7 @@ def _mask(nest: _Nest) -> str:
     if nest.channel is None:
         return ""
     # Full blocks before the last keep everything; the last keeps its channels.
-    return (
-        f"const vi keep = lane_index() < (int32_t)({nest.channels} - i{nest.channel} * LANES);\n"
-    )
+    return f"const vi keep = lane_index() < (int32_t)({nest.channels} - i{nest.channel} * LANES);\n"
 
 
 def _masked(nest: _Nest, value: str) -> str:
@@ -237,28 +234,10 @@ def _scalar_row(problem: PointwiseProblem, nest: _Nest, used: Sequence[int]) -> 
     return f"for (int64_t j = j0; j < j1; ++j) {y} = NAME_f({args});\n"
 
 
-def pack(
-    problem: Problem, tactic: Tactic, target: Target, constants: Mapping[int, np.ndarray]
-) -> Mapping[int, np.ndarray]:
-    """Nothing is packed."""
-    return {}
+pack = nothing_packed
 
 
 def cost(problem: Problem) -> Cost:
     """See `Family`."""
     assert isinstance(problem, PointwiseProblem)
-    return Cost(
-        mul(count_ops(problem.expr), product(problem.operands[-1].shape)), traffic(problem)
-    )
-
-
-def traffic(problem: Problem) -> Size:
-    """Bytes of all operands, each element once (broadcast axes once)."""
-    total: Size = 0
-    for o in problem.operands:
-        shape = list(o.shape)
-        if o.block:
-            shape[1] = mul(ceildiv(shape[1], o.block), o.block)
-        moved = [n for n, s in zip(shape, o.strides, strict=True) if s != 0]
-        total = add(total, mul(np.dtype(o.dtype).itemsize, *moved))
-    return total
+    return Cost(mul(count_ops(problem.expr), product(problem.operands[-1].shape)), traffic(problem))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import prod
-
-import numpy as np
 
 from enginesmith.codegen.expressions import (
     C_TYPES,
@@ -31,14 +28,15 @@ from enginesmith.kernels.nest import (
     PARTIAL,
     Axis,
     indices,
+    nothing_packed,
     offset,
     pointer,
     product,
     rows_text,
     signature,
     split,
+    traffic,
 )
-from enginesmith.kernels.pointwise.cpu import traffic
 from enginesmith.kernels.pool.problem import PoolProblem
 from enginesmith.plan.target import Target
 
@@ -204,11 +202,7 @@ def _finish(problem: PoolProblem, names: list[str]) -> str:
     return f"store({at}, (vf)({keep} & (vi){value}));\n"
 
 
-def pack(
-    problem: Problem, tactic: Tactic, target: Target, constants: Mapping[int, np.ndarray]
-) -> Mapping[int, np.ndarray]:
-    """Nothing is packed."""
-    return {}
+pack = nothing_packed
 
 
 def cost(problem: Problem) -> Cost:

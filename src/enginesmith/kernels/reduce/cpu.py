@@ -7,10 +7,8 @@ blocks of `BLOCK` steps, whose sums are then added: the error grows with n / BLO
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from enginesmith.codegen.expressions import (
     C_TYPES,
@@ -40,13 +38,14 @@ from enginesmith.kernels.nest import (
     blocked_axes,
     collapse,
     indices,
+    nothing_packed,
     offset,
     pointer,
     product,
     rows_text,
     signature,
+    traffic,
 )
-from enginesmith.kernels.pointwise.cpu import traffic
 from enginesmith.kernels.reduce.problem import KINDS, ReduceProblem
 from enginesmith.plan.target import Target
 
@@ -143,9 +142,7 @@ def _helpers(problem: ReduceProblem, used: Sequence[int]) -> str:
     args = [f"a{k}" for k in range(len(problem.operands) - 1)]
     parameters = ", ".join(f"vf a{k}" for k in used) or "void"
     return (
-        PARTIAL
-        + vmath(problem.prologue, problem.epilogue)
-        + f"INLINE vf NAME_f({parameters}) "
+        PARTIAL + vmath(problem.prologue, problem.epilogue) + f"INLINE vf NAME_f({parameters}) "
         f"{{ return {vector_expression(problem.prologue, args)}; }}\n"
         f"INLINE vf NAME_fold(vf a, vf b) {{ return {fold}; }}\n"
         f"INLINE vf NAME_done(vf r) {{ return {vector_expression(problem.epilogue, ['r'])}; }}\n"
@@ -219,9 +216,7 @@ def _lanes(problem: ReduceProblem, nest: _Nest, used: Sequence[int]) -> KernelSo
         )
         lines.append(f"for (; r < e; ++r) {{ {steps} }}")
         for v in range(total):
-            lines.extend(
-                f"t[{v}] = NAME_fold(t[{v}], a[{v * many + u}]);" for u in range(many)
-            )
+            lines.extend(f"t[{v}] = NAME_fold(t[{v}], a[{v * many + u}]);" for u in range(many))
         lines.append("}")
         scale = f" / (float){_count(nest.reduced)}" if problem.kind == "mean" else ""
         for v in range(total):
@@ -364,11 +359,7 @@ y[j * {c_size(last.strides[-1])}] = {result};
     return KernelSource(text, (Phase(cut.tasks),))
 
 
-def pack(
-    problem: Problem, tactic: Tactic, target: Target, constants: Mapping[int, np.ndarray]
-) -> Mapping[int, np.ndarray]:
-    """Nothing is packed."""
-    return {}
+pack = nothing_packed
 
 
 def cost(problem: Problem) -> Cost:

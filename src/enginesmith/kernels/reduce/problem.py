@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from enginesmith.ir.expr import Arg, Expr
+from enginesmith.ir.expr import Expr
 from enginesmith.kernels.base import Problem
+from enginesmith.kernels.nest import RESULT
 
 KINDS = ("sum", "mean", "max", "min", "prod")
 
@@ -21,5 +22,5 @@ class ReduceProblem(Problem):
 
     kind: str
     axes: tuple[int, ...]
-    prologue: Expr = Arg(0)
-    epilogue: Expr = Arg(0)
+    prologue: Expr = RESULT
+    epilogue: Expr = RESULT

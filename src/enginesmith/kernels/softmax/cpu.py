@@ -6,9 +6,7 @@ are consecutive, LANES rows are done at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-import numpy as np
+from collections.abc import Sequence
 
 from enginesmith.codegen.expressions import vector_dtypes, vector_expression, vmath
 from enginesmith.codegen.vmath import math_text
@@ -30,14 +28,15 @@ from enginesmith.kernels.nest import (
     axes_of,
     collapse,
     indices,
+    nothing_packed,
     offset,
     pointer,
     product,
     rows_text,
     signature,
     split,
+    traffic,
 )
-from enginesmith.kernels.pointwise.cpu import traffic
 from enginesmith.kernels.softmax.problem import SoftmaxProblem
 from enginesmith.plan.target import Target
 
@@ -150,14 +149,19 @@ if (i < n) hi = vmax(hi, vblend({tail}, {value(rest)}, {lowest}));
 vf top = splat(across_max(hi));
 """
     if problem.log:
-        return text + f"""i = 0;
+        return (
+            text
+            + f"""i = 0;
 for (; i + LANES <= n; i += LANES) sum += v_exp({value("")} - top);
 if (i < n) sum += vblend({tail}, v_exp({value(rest)} - top), more);
 top += v_log(splat(across_sum(sum)));
 for (i = 0; i + LANES <= n; i += LANES) {put.format(f"{value('')} - top")};
 if (i < n) {put_n.format(f"{value(rest)} - top")};
 """
-    return text + f"""i = 0;
+        )
+    return (
+        text
+        + f"""i = 0;
 for (; i + 2 * LANES <= n; i += LANES) {{
 vf e = v_exp({value("")} - top); {put.format("e")}; sum += e;
 i += LANES; e = v_exp({value("")} - top); {put.format("e")}; more += e;
@@ -171,6 +175,7 @@ const vf scale = splat(1.f / across_sum(sum + more));
 for (i = 0; i + LANES <= n; i += LANES) {put.format(f"{get} * scale")};
 if (i < n) {put_n.format(f"{get_n} * scale")};
 """
+    )
 
 
 def _columns(
@@ -188,7 +193,9 @@ def _columns(
             else:
                 parts.append(f"load_n({at} + j, {count})" if count else f"load({at} + j)")
         value = f"NAME_f({', '.join(parts)})"
-        put = f"store_n(y + i * {s} + j, {{}}, {count})" if count else f"store(y + i * {s} + j, {{}})"
+        put = (
+            f"store_n(y + i * {s} + j, {{}}, {count})" if count else f"store(y + i * {s} + j, {{}})"
+        )
         get = f"load_n(y + i * {s} + j, {count})" if count else f"load(y + i * {s} + j)"
         each = "for (int64_t i = 0; i < n; ++i) "
         head = f"vf top = splat(-__builtin_inff()), sum = {{0}};\n{each}top = vmax(top, {value});\n"
@@ -210,11 +217,7 @@ def _columns(
     )
 
 
-def pack(
-    problem: Problem, tactic: Tactic, target: Target, constants: Mapping[int, np.ndarray]
-) -> Mapping[int, np.ndarray]:
-    """Nothing is packed."""
-    return {}
+pack = nothing_packed
 
 
 def cost(problem: Problem) -> Cost:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from enginesmith.ir.expr import Arg, Expr
+from enginesmith.ir.expr import Expr
 from enginesmith.kernels.base import Problem
+from enginesmith.kernels.nest import RESULT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,4 +16,4 @@ class SoftmaxProblem(Problem):
 
     axis: int
     log: bool = False
-    prologue: Expr = Arg(0)
+    prologue: Expr = RESULT

@@ -209,8 +209,8 @@ def layer_table(layers: Sequence[Layer], peak: Peak, limit: int) -> Table:
     if limit < len(layers):
         shown = sorted(layers, key=lambda layer: -layer.seconds)[:limit]
         title += f"; the {limit} slowest (all: --layers)"
-    numbers = ">#", ">time", ">share", ">GFLOP/s", ">of peak", ">GB/s", ">of copy"
-    rows = display.table(*numbers, "op", "~tactic", "~ONNX nodes", title=title)
+    numbers = ">#", ">time", ">share", ">GFLOP/s", ">peak", ">GB/s", ">copy"
+    rows = display.table(*numbers, "~layer: ONNX nodes", title=title)
     for layer in shown:
         rows.add_row(
             str(layer.index),
@@ -220,8 +220,6 @@ def layer_table(layers: Sequence[Layer], peak: Peak, limit: int) -> Table:
             f"{layer.gflops / peak.gflops:.0%}",
             f"{layer.gbps:.1f}",
             f"{layer.gbps / peak.gbps:.0%}",
-            layer.op,
-            layer.tactic,
-            ", ".join(layer.nodes),
+            f"{layer.op} {layer.tactic}: {', '.join(layer.nodes)}",
         )
     return rows

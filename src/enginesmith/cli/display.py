@@ -41,7 +41,13 @@ def console(*, stderr: bool = False) -> Console:
 
 def table(*columns: str, title: str = "") -> Table:
     """A table. A column named `>time` holds numbers (to the right), `~nodes` text that may wrap."""
-    result = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    result = Table(
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for column in columns:
         wraps = column.startswith("~")
         result.add_column(

@@ -22,7 +22,7 @@ from enginesmith.knobs import knobs
 from enginesmith.plan.target import ISAS
 from enginesmith.runtime.devices.host import available_threads, cpu_quota, host_isas
 
-NEEDED = ("numpy", "onnx", "onnx-ir", "sympy", "ziglang", "click", "rich")
+NEEDED = ("numpy", "onnx", "protobuf", "sympy", "ziglang", "click", "rich")
 OPTIONAL = ("onnxruntime", "openvino")
 LOW_DISK = 1 << 30
 """Bytes; a large model's kernels and plan fit in this."""

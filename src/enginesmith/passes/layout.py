@@ -54,8 +54,12 @@ class _Walk:
                 self.keep_dims(node)
             else:
                 self.place(node)
+        names = [value.name for value in self.graph.outputs]
         for position, value in enumerate(self.graph.outputs):
-            self.graph.outputs[position] = self.want(value, PLAIN)
+            plain = self.want(value, PLAIN)
+            if plain.name != names[position]:  # the caller's name stays with the output
+                plain.name, value.name = value.name, plain.name
+            self.graph.outputs[position] = plain
         self.graph.nodes = self.nodes
 
     def place(self, node: Node) -> None:

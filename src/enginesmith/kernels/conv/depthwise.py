@@ -1,6 +1,8 @@
-"""Depthwise convolution: one input channel per output channel, a vector holds a block of channels.
+"""Depthwise convolution and groups narrower than a vector, which holds a block of channels.
 
 A tile is R rows x T columns of outputs; every loaded input serves all taps of its kernel row.
+With groups of G channels a lane needs the G inputs of its group: the input vector is shuffled G
+times, so that in shuffle i each lane holds channel i of its group.
 Parameters: r, t the tile; rows output rows per task.
 """
 
@@ -22,14 +24,19 @@ from enginesmith.kernels.base import (
 )
 from enginesmith.kernels.conv.epilogue import Output
 from enginesmith.kernels.conv.problem import ConvProblem
-from enginesmith.kernels.conv.tiling import tile_sizes
+from enginesmith.kernels.conv.tiling import tile_sizes, units_per_task
 from enginesmith.plan.target import Target
+
+TASK_FLOPS = 3e6
+"""Work of a task: 40 microseconds."""
 
 
 def why_not(problem: ConvProblem, target: Target) -> str | None:
-    """None if the problem is depthwise with enough halo."""
-    if problem.transposed or problem.group_in != 1 or problem.group_out != 1:
+    """None if the groups are narrow and do not cross blocks, with enough halo."""
+    if problem.transposed or problem.group_in != problem.group_out:
         return "not depthwise"
+    if problem.group_in >= target.lanes or target.lanes % problem.group_in:
+        return f"groups of {problem.group_in} channels do not divide blocks of {target.lanes}"
     if not problem.x.block:
         return "plain input"
     return None if problem.halo_covers_pads else "the input's halo is smaller than the pads"
@@ -41,11 +48,13 @@ def tactics(problem: ConvProblem, target: Target) -> tuple[Tactic, ...]:
     rows, columns = (problem.typical(s) for s in problem.y.shape[2:])
     room = target.registers - 2 - min(kw, target.registers // 4)
     found = []
-    for r, t in ((1, 7), (1, 14), (2, 7), (2, 4), (1, 4), (4, 4), (3, 7)):
+    others = max(1, problem.typical(problem.batch)) * -(-problem.out_channels // target.lanes)
+    for r, t in ((1, 7), (1, 14), (2, 7), (2, 4), (4, 4), (1, 4)):
         even = -(-columns // -(-columns // t)) if columns else t
-        if r * even <= room and (r == 1 or isinstance(problem.y.shape[2], int)):
-            size = max(1, min(rows, 150_000 // max(1, columns * kh * kw * 4)))
-            size = -(-size // r) * r
+        small = r * even * kw * problem.group_in <= 1000  # else the unrolled code leaves L1
+        if r * even <= room and small and (r == 1 or isinstance(problem.y.shape[2], int)):
+            work = 2.0 * r * columns * target.lanes * kh * kw * problem.group_in
+            size = r * units_per_task(-(-rows // r), work, others, TASK_FLOPS)
             found.append(tactic("depthwise", r=r, t=even, rows=size))
     return tuple(dict.fromkeys(found))
 
@@ -89,7 +98,7 @@ void NAME(char *const *p, const int64_t *d, int64_t begin, int64_t end, char *sc
     int64_t h = piece*{per_task};
     const float *x = (const float *)p[0] + n*{xn} + cb*{xc} - {problem.pads[0]}*{xh}
         - {problem.pads[1]}*{xw};
-    const float *w = (const float *)p[1] + cb*{kh * kw}*LANES;
+    const float *w = (const float *)p[1] + cb*{kh * kw * problem.group_in}*LANES;
 {calls}
   }}
 }}"""
@@ -102,17 +111,25 @@ def _tile(problem: ConvProblem, output: Output, r: int, t: int) -> str:
     dh, dw = problem.dilations
     sh, sw = problem.strides
     xh, xw = (c_size(s) for s in problem.x.strides[2:])
+    width = problem.group_in
     columns = sorted({j * sw + v * dw for j in range(t) for v in range(kw)})
     lines = []
-    for i in range(r):
-        lines.append(f"    {{ const float *q = x + ({i * sh} + u*{dh})*{xh};")
-        for column in columns:
-            uses = [(j, v) for j in range(t) for v in range(kw) if j * sw + v * dw == column]
-            sums = " ".join(f"acc[{i * t + j}] += v * w{v};" for j, v in uses)
-            lines.append(f"      {{ const vf v = load(q + {column}*{xw}); {sums} }}")
+    for member in range(width):
+        weights = " ".join(
+            f"const vf w{v} = load(w + ((u*{width} + {member})*{kw} + {v})*LANES);"
+            for v in range(kw)
+        )
+        lines.append(f"    {{ {weights}")
+        for i in range(r):
+            lines.append(f"      {{ const float *q = x + ({i * sh} + u*{dh})*{xh};")
+            for column in columns:
+                uses = [(j, v) for j in range(t) for v in range(kw) if j * sw + v * dw == column]
+                sums = " ".join(f"acc[{i * t + j}] += v * w{v};" for j, v in uses)
+                value = _member(f"load(q + {column}*{xw})", member, width, output.lanes)
+                lines.append(f"        {{ const vf v = {value}; {sums} }}")
+            lines.append("      }")
         lines.append("    }")
-    weights = " ".join(f"const vf w{v} = load(w + (u*{kw} + {v})*LANES);" for v in range(kw))
-    unroll = "UNROLL " if r * t * kh * kw <= 160 else ""
+    unroll = "UNROLL " if r * t * kh * kw * width <= 160 else ""
     text = "\n".join(lines)
     if output.cheap or r * t <= 4:
         finish = "\n  ".join(
@@ -133,7 +150,6 @@ static __attribute__((noinline)) void tile_{r}_{t}(char *const *p, const int64_t
   {declare_sizes(problem.slots)}
   vf acc[{r * t}] = {{0}};
   {unroll}for (int64_t u = 0; u < {kh}; u++) {{
-    {weights}
 {text}
   }}
   {output.base("n", "cb", "h", "column")}
@@ -142,14 +158,22 @@ static __attribute__((noinline)) void tile_{r}_{t}(char *const *p, const int64_t
 }}"""
 
 
+def _member(x: str, member: int, width: int, lanes: int) -> str:
+    """C for `x` with channel `member` of each group of `width` channels in all its lanes."""
+    if width == 1:
+        return x
+    lane = ",".join(str(j // width * width + member) for j in range(lanes))
+    return f"__builtin_shufflevector({x}, {x}, {lane})"
+
+
 def pack(
     problem: ConvProblem, tactic: Tactic, target: Target, constants: Mapping[int, np.ndarray]
 ) -> Mapping[int, np.ndarray]:
-    """[channel block][KH][KW][lanes]."""
+    """[channel block][KH][member of the group][KW][lanes]."""
     w = constants[1]
-    c, _, kh, kw = w.shape
+    c, width, kh, kw = w.shape
     blocks = -(-c // target.lanes)
-    padded = np.zeros((blocks * target.lanes, kh, kw), np.float32)
-    padded[:c] = w[:, 0]
-    packed = padded.reshape(blocks, target.lanes, kh, kw).transpose(0, 2, 3, 1)
+    padded = np.zeros((blocks * target.lanes, width, kh, kw), np.float32)
+    padded[:c] = w
+    packed = padded.reshape(blocks, target.lanes, width, kh, kw).transpose(0, 3, 2, 4, 1)
     return {1: np.ascontiguousarray(packed)}

@@ -13,6 +13,8 @@ Parameters of the tactic:
     order     0: consecutive tasks share weights; 1: they share pixels
     flat      1: rows lie one after the other in memory, so the plane is one long row;
               2: planes of one pixel, the batch is the row
+    half      1: the last channel block holds at most half a vector and is computed in half vectors
+              (its tile is written "b = 0")
 """
 
 from __future__ import annotations
@@ -32,16 +34,25 @@ from enginesmith.kernels.base import (
     ceildiv,
     declare_sizes,
     mul,
-    same,
-    tactic,
 )
+from enginesmith.kernels.conv.direct_search import best_cycles, extent, tactics
 from enginesmith.kernels.conv.epilogue import Output
 from enginesmith.kernels.conv.problem import ConvProblem
-from enginesmith.kernels.conv.tiling import tile_sizes, weight_cycles
+from enginesmith.kernels.conv.tiling import tile_sizes
 from enginesmith.plan.target import Target
 
-TASK_FLOPS = {"avx2": 4e6, "avx512": 4e6}
-"""Work of a task: 40 microseconds at full speed."""
+__all__ = ["best_cycles", "emit", "pack", "tactics", "why_not"]
+
+HALF = """\
+typedef float vh __attribute__((vector_size(32), aligned(4)));
+INLINE vh h_load(const float *p) { return *(const vh *)p; }
+INLINE void h_store(float *p, vh x) { *(vh *)p = x; }
+INLINE vh h_splat(float x) { return x - (vh){0}; }
+INLINE vf h_widen(vh x) {
+  return __builtin_shufflevector(x, (vh){0}, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+"""
+"""Half vectors of a 16-lane target."""
 
 
 def why_not(problem: ConvProblem, target: Target) -> str | None:
@@ -58,150 +69,14 @@ def why_not(problem: ConvProblem, target: Target) -> str | None:
     return None
 
 
-# ---------------------------------------------------------------------------------- candidates
-
-
-def tactics(problem: ConvProblem, target: Target) -> tuple[Tactic, ...]:
-    """Register tiles by estimated time; the best ones with other loop orders as well."""
-    flat = _flat(problem)
-    ranked = sorted(_register_tiles(problem, target, flat))
-    found: list[Tactic] = []
-    shapes = set[tuple[int, int]]()
-    for _, r, t, b in ranked:
-        if (r, b) not in shapes and len(shapes) < 4:
-            shapes.add((r, b))
-            found += _schedules(problem, target, r, t, b, flat, everything=not found)
-    return tuple(dict.fromkeys(found))
-
-
-def best_cycles(problem: ConvProblem, target: Target) -> float:
-    """Estimated vector cycles of the best candidate."""
-    kh, kw = problem.kernel
-    tile = min(_register_tiles(problem, target, _flat(problem)))[0]
-    depth = problem.group_in * kh * kw
-    images = 1 if _flat(problem) == 2 else problem.typical(problem.batch)
-    weights = weight_cycles(depth * problem.out_channels)
-    return tile * depth * problem.groups * images + weights
-
-
-def _flat(problem: ConvProblem) -> int:
-    """Whether the plane (1) or the batch (2) can be walked as one long row."""
-    x, y = problem.x, problem.y
-    if not x.block or problem.kernel != (1, 1) or any(problem.pads):
-        return 0
-    if x.shape[2:] == (1, 1):
-        return 2
-    if problem.strides != (1, 1):
-        return 0
-    row = mul(y.shape[3], y.block)
-    dense = (same(o.strides[2], mul(o.shape[3], o.block)) for o in (x, y))
-    extras = (
-        len(o.strides) < 3
-        or o.strides[-2:] == (0, 0)
-        or (same(o.strides[-2], row) and same(o.strides[-1], y.block))
-        for o in problem.extras
-    )
-    return int(all(dense) and all(extras))
-
-
-def _extent(problem: ConvProblem, flat: int) -> tuple[Size, Size]:
-    """Rows and columns the tiles walk over."""
-    n, _, h, w = problem.y.shape
-    return ((h, w), (1, mul(h, w)), (1, n))[flat]
-
-
-def _register_tiles(
-    problem: ConvProblem, target: Target, flat: int
-) -> list[tuple[float, int, int, int]]:
-    """(estimated vector cycles for the whole problem, R, T, B)."""
-    rows, columns = (problem.typical(s) for s in _extent(problem, flat))
-    blocks = -(-problem.group_out // target.lanes)
-    fixed_rows = isinstance(_extent(problem, flat)[0], int)
-    found = []
-    for b in range(1, min(8, blocks) + 1):
-        most = (target.registers - 1) // b - 1 if b < 4 else (target.registers - b) // b
-        for r in (1, 2, 3) if fixed_rows else (1,):
-            for t in (
-                {-(-columns // k) for k in range(1, columns + 1)}
-                if columns < 64
-                else range(1, most + 1)
-            ):
-                if r * t <= most and r <= max(rows, 1):
-                    found.append((_cycles(rows, columns, blocks, r, t, b), r, t, b))
-    return found or [(0.0, 1, 1, 1)]
-
-
-def _cycles(rows: int, columns: int, blocks: int, r: int, t: int, b: int) -> float:
-    """Vector cycles per input channel and tap: multiply-adds, latency, loads, loop overhead."""
-
-    def tile(pixels: int, b: int) -> float:
-        # The last term is the weights that must come from L2.
-        return max(pixels * b, 4.0, (pixels + b) * 0.6) + 0.3 + 0.12 * b
-
-    def line(r: int) -> float:
-        total = 0.0
-        for width, count in ((t, columns // t), (columns % t, 1)):
-            if width:
-                total += count * (tile(r * width, b) * (blocks // b))
-                if blocks % b:
-                    total += count * tile(r * width, blocks % b)
-        return total
-
-    return line(r) * (rows // r) + (line(rows % r) if rows % r else 0.0)
-
-
-def _schedules(
-    problem: ConvProblem, target: Target, r: int, t: int, b: int, flat: int, everything: bool
-) -> list[Tactic]:
-    """Ways to cut the problem into tasks and to order the loops for one register tile."""
-    kh, kw = problem.kernel
-    lanes = target.lanes
-    block = problem.x.block or 1
-    step = 2 * b * lanes * problem.group_in * kh * kw  # flops of a pixel in one tile of channels
-    rows, columns = (problem.typical(s) for s in _extent(problem, flat))
-    panel = step * 2  # bytes of weights that a tile of channels reads
-    out_blocks = -(-problem.group_out // lanes)
-    oc_tiles = -(-out_blocks // b)
-    budget = TASK_FLOPS[target.isa]
-    unit = t if flat else r * columns
-    walk = max(1, min(-(-columns // t) if flat else -(-rows // r), int(budget / (step * unit))))
-    # Even out the last task.
-    units = -(-columns // t) if flat else -(-rows // r)
-    walk = -(-units // -(-units // walk))
-    tiles = max(1, min(oc_tiles, int(budget / (step * unit * walk))))
-    tiles = -(-oc_tiles // -(-oc_tiles // tiles))
-    size = walk * (t if flat else r)
-    weights = panel * oc_tiles * problem.groups
-    order = 0 if weights > 400_000 else 1
-    chunks = [0]
-    full = problem.group_in // block
-    per_block = panel * block // problem.group_in
-    for limit in (20_000, 160_000):
-        if panel > 1.5 * limit and full > 1:
-            chunks.append(max(1, limit // per_block))
-    chunks = [c for c in chunks if c < full]
-    # Weights beyond L2 are re-read for each tile: pass over them in pieces.
-    if panel > 600_000:
-        chunks = [c for c in chunks if c] + [0]
-    orders = (order, 1 - order) if everything else (order,)
-    return [
-        tactic("direct", r=r, t=t, b=b, chunk=c, rows=size, tiles=tiles, order=o, flat=flat)
-        for o in orders
-        for c in (chunks if o == order else chunks[:1])
-    ]
-
-
-# ---------------------------------------------------------------------------------- the C text
-
-
 def emit(problem: ConvProblem, tactic: Tactic, target: Target) -> KernelSource:
     """Phases: for plain x with pads "_pad" (copy into padded planes), then the convolution."""
     return Direct(problem, tactic, target).source()
 
 
 class Direct:
-    """Writes the C of one direct convolution. `prefix` starts the names of its static functions and,
-    if not empty, that of its main function, which is then static too."""
+    """Writes the C of one direct convolution. `prefix` starts the names of its static functions
+    and, if not empty, that of its main function, which is then static too."""
 
     def __init__(
         self, problem: ConvProblem, tactic: Tactic, target: Target, prefix: str = ""
@@ -217,7 +92,9 @@ class Direct:
         self.full, self.rest = divmod(problem.group_in, self.block)
         self.chunk = tactic["chunk"] or max(self.full, 1)
         self.chunks = max(1, -(-self.full // self.chunk))
+        self.half = tactic.get("half") == 1
         self.out_blocks = -(-problem.group_out // self.lanes)
+        self.whole_blocks = self.out_blocks - self.half
 
     def _input_strides(self) -> tuple[Size, Size, Size, Size]:
         """Of batch, channel block, row and column, in elements, as the convolution reads x."""
@@ -233,7 +110,7 @@ class Direct:
 
     def source(self) -> KernelSource:
         main, tasks, scratch = self.functions()
-        text = [self.output.functions]
+        text = [self.output.functions, HALF if self.half else ""]
         phases = [Phase(tasks)]
         workspace: Size = 0
         if self.padded:
@@ -250,22 +127,22 @@ class Direct:
         text += [self._panel(b, rows, columns) for b in widths]
         main, tasks = self._main(widths)
         pixels = self.tactic["rows"]
-        extent = (pixels,) if self.flat else (pixels, _extent(self.problem, 0)[1])
-        scratch = mul(4 * self.lanes * self.tactic["b"], *extent) if self.chunks > 1 else 0
+        walked = (pixels,) if self.flat else (pixels, extent(self.problem, 0)[1])
+        scratch = mul(4 * self.lanes * self.tactic["b"], *walked) if self.chunks > 1 else 0
         return "\n".join([*text, main]), tasks, scratch
 
     def _tile_sizes(self) -> tuple[list[int], list[int], list[int]]:
         """Instances of the tile that are needed: rows, columns (largest first), blocks."""
-        rows, columns = _extent(self.problem, self.flat)
+        rows, columns = extent(self.problem, self.flat)
         r, t, b = (self.tactic[k] for k in "rtb")
-        return (
-            tile_sizes(rows, r),
-            tile_sizes(columns, t),
-            [b] + ([self.out_blocks % b] if self.out_blocks % b else []),
-        )
+        widths = [b] if self.whole_blocks >= b else []
+        widths += [self.whole_blocks % b] if self.whole_blocks % b else []
+        return tile_sizes(rows, r), tile_sizes(columns, t), widths + [0] * self.half
 
-    def _tile(self, r: int, t: int, b: int) -> str:
+    def _tile(self, r: int, t: int, width: int) -> str:
         """A function that adds `blocks` input blocks to one register tile."""
+        b = max(width, 1)
+        h, vector, lanes = ("", "vf", self.lanes) if width else ("h_", "vh", self.lanes // 2)
         kh, kw = self.problem.kernel
         dh, dw = self.problem.dilations
         _, xc, xh, xw = self.x_strides
@@ -273,23 +150,26 @@ class Direct:
 
         def taps(channels: int, unroll: int) -> str:
             pixels = "\n".join(
-                f"        {{ const vf v = splat(q[{self._at(i, j)} + c + s]); "
+                f"        {{ const {vector} v = {h}splat(q[{self._at(i, j)} + c + s]); "
                 f"UNROLL for (int k = 0; k < {b}; k++) acc[s][{i * t + j}][k] += v * wv[k]; }}"
                 for i in range(r)
                 for j in range(t)
             )
             step = split if channels % split == 0 else 1
-            around = (
-                "UNROLL " if self.block == 1 and kw <= 7 else ""
-            ) + f"for (int64_t v = 0; v < {kw}; v++)"
+            # Taps unrolled over one plane read the same inputs: without the barrier the compiler
+            # keeps these in registers and spills the accumulators.
+            unrolled = self.block == 1 and kw <= 7
+            around = f"{'UNROLL ' if unrolled else ''}for (int64_t v = 0; v < {kw}; v++)"
+            barrier = '__asm__ volatile("" : "+r"(q));' if unrolled else ""
             return f"""\
     for (int64_t u = 0; u < {kh}; u++) {around} {{
       const float *q = x + u*{c_size(mul(dh, xh))} + v*{c_size(mul(dw, xw))};
+      {barrier}
       #pragma clang loop unroll_count({max(1, unroll // step)})
       for (int64_t c = 0; c < {channels}; c += {step}) UNROLL for (int s = 0; s < {step}; s++) {{
-        vf wv[{b}];
-        UNROLL for (int k = 0; k < {b}; k++) wv[k] = load(w + k*LANES);
-        w += {b}*LANES;
+        {vector} wv[{b}];
+        UNROLL for (int k = 0; k < {b}; k++) wv[k] = {h}load(w + k*LANES);
+        w += {b * lanes};
 {pixels}
       }}
     }}"""
@@ -311,20 +191,22 @@ class Direct:
         partial = first = ""
         if self.chunks > 1:
             each = f"UNROLL for (int i = 0; i < {r * t}; i++) UNROLL for (int k = 0; k < {b}; k++)"
-            first = f"  if (!first_chunk) {each} acc[0][i][k] = load(part + (i*{b} + k)*LANES);\n"
+            first = (
+                f"  if (!first_chunk) {each} acc[0][i][k] = {h}load(part + (i*{b} + k)*LANES);\n"
+            )
             partial = (
-                f"\n  if (!last_chunk) {{ {each} store(part + (i*{b} + k)*LANES, acc[0][i][k]);"
+                f"\n  if (!last_chunk) {{ {each} {h}store(part + (i*{b} + k)*LANES, acc[0][i][k]);"
                 " return; }"
             )
         return f"""\
 static __attribute__((noinline)) void
-{self.prefix}tile_{r}_{t}_{b}(char *const *p, const int64_t *d, const float *x,
+{self.prefix}tile_{r}_{t}_{width}(char *const *p, const int64_t *d, const float *x,
     const float *w, float *part, int64_t blocks, int first_chunk, int last_chunk,
     int64_t n, int64_t cb, int64_t h, int64_t column) {{
   {declare_sizes(self.problem.slots)}
-  vf acc[{split}][{r * t}][{b}] = {{0}};
+  {vector} acc[{split}][{r * t}][{b}] = {{0}};
 {first}{body}{merge}{partial}
-  {self._finish(r, t, b)}
+  {self._finish(r, t, width)}
 }}"""
 
     def _at(self, i: int, j: int) -> str:
@@ -336,8 +218,9 @@ static __attribute__((noinline)) void
         row = f"{i * sh}*{c_size(xh)} + " if i else ""
         return f"{row}{j * sw}*{c_size(xw)}"
 
-    def _finish(self, r: int, t: int, b: int) -> str:
+    def _finish(self, r: int, t: int, width: int) -> str:
         """The epilogue over a tile: unrolled, or from memory in a loop when it is long."""
+        b, widen = max(width, 1), "" if width else "h_widen"
         if self.flat == 2:
             base = self.output.base("column", "cb", "0", "0")
         else:
@@ -350,7 +233,9 @@ static __attribute__((noinline)) void
 
         if self.output.cheap or r * t * b <= 4:
             each = "\n    ".join(
-                pixel(f"acc[0][{i * t + j}][k]", str(i), str(j)) for i in range(r) for j in range(t)
+                pixel(f"{widen}(acc[0][{i * t + j}][k])", str(i), str(j))
+                for i in range(r)
+                for j in range(t)
             )
             return f"""{base}
   UNROLL for (int k = 0; k < {b}; k++) {{
@@ -360,7 +245,7 @@ static __attribute__((noinline)) void
         return f"""{base}
   vf sums[{b}][{r * t}];
   UNROLL for (int k = 0; k < {b}; k++)
-    UNROLL for (int i = 0; i < {r * t}; i++) sums[k][i] = acc[0][i][k];
+    UNROLL for (int i = 0; i < {r * t}; i++) sums[k][i] = {widen}(acc[0][i][k]);
   #pragma clang loop unroll(disable)
   for (int64_t k = 0; k < {b}; k++) {{
     {self.output.block("k")}
@@ -370,8 +255,9 @@ static __attribute__((noinline)) void
       for (int64_t j = 0; j < {t}; j++) {pixel(f"sums[k][i*{t} + j]", "i", "j")}
   }}"""
 
-    def _panel(self, b: int, rows: list[int], columns: list[int]) -> str:
+    def _panel(self, width: int, rows: list[int], columns: list[int]) -> str:
         """A function that walks a task's pixels with one tile of channels, chunk by chunk."""
+        b, lanes = max(width, 1), self.lanes if width else self.lanes // 2
         sh, sw = self.problem.strides
         xn, xc, xh, xw = self.x_strides
         kh, kw = self.problem.kernel
@@ -380,7 +266,7 @@ static __attribute__((noinline)) void
             f"      for (; h + {r} <= h1; h += {r}) {{ int64_t c = c0;\n"
             + "\n".join(
                 f"        for (; c + {t} <= c1; c += {t}, part += {r * t * b}*LANES) "
-                f"{self.prefix}tile_{r}_{t}_{b}(p, d, "
+                f"{self.prefix}tile_{r}_{t}_{width}(p, d, "
                 f"x + h*{c_size(mul(sh, xh))} + c*{c_size(x_column)}, w, "
                 f"part, blocks, i == 0, i == {self.chunks - 1}, n, cb, h, c);"
                 for t in columns
@@ -390,7 +276,7 @@ static __attribute__((noinline)) void
         )
         return f"""\
 static __attribute__((noinline)) void
-{self.prefix}panel_{b}(char *const *p, const int64_t *d, const float *x, const float *w,
+{self.prefix}panel_{width}(char *const *p, const int64_t *d, const float *x, const float *w,
     float *scratch, int64_t n, int64_t cb, int64_t h0, int64_t h1, int64_t c0,
     int64_t c1) {{
   {declare_sizes(self.problem.slots)}
@@ -400,18 +286,18 @@ static __attribute__((noinline)) void
       int64_t h = h0;
 {calls}
       x += {self.chunk}*{c_size(xc)};
-      w += {self.chunk * self.block * kh * kw * b}*LANES;
+      w += {self.chunk * self.block * kh * kw * b * lanes};
   }}
 }}"""
 
     def _main(self, sizes: list[int]) -> tuple[str, Size]:
         problem, tactic = self.problem, self.tactic
-        rows, columns = _extent(problem, self.flat)
+        rows, columns = extent(problem, self.flat)
         b, tiles = tactic["b"], tactic["tiles"]
         per_task = tactic["rows"]
         pieces = ceildiv(columns if self.flat else rows, per_task)
         batch: Size = 1 if self.flat == 2 else problem.batch
-        oc_tiles = -(-self.out_blocks // b)
+        oc_tiles = -(-self.whole_blocks // b) + self.half
         oc_tasks = -(-oc_tiles // tiles) * problem.groups
         tasks = mul(oc_tasks, batch, pieces)
         pixels = [("n", batch), ("piece", pieces)]
@@ -438,8 +324,9 @@ static __attribute__((noinline)) void
         per_block = problem.group_in * kh * kw * self.lanes
         source = f"p[{len(problem.operands)}]" if self.padded else "p[0]"
         group_tasks = oc_tasks // problem.groups
+        limit = (self.out_blocks, self.whole_blocks)
         calls = "\n      ".join(
-            f"{'if' if i == 0 else 'else if'} (cb + {size} <= {self.out_blocks}) "
+            f"{'if' if i == 0 else 'else if'} (cb + {size or 1} <= {limit[size > 0]}) "
             f"{self.prefix}panel_{size}(p, d, x, w, (float *)scratch, n, g*{self.out_blocks} + cb, "
             "h0, h1, c0, c1);"
             for i, size in enumerate(sizes)
@@ -456,7 +343,7 @@ static __attribute__((noinline)) void
     const float *x = (const float *){source} + n*{c_size(xn)}
         + g*{c_size(mul(self.full, xc))} - ({top})*{c_size(xh)} - ({left})*{c_size(xw)};
     for (int64_t tile = tile0; tile < imin(tile0 + {tiles}, {oc_tiles}); tile++) {{
-      const int64_t cb = tile*{b};
+      const int64_t cb = imin(tile*{b}, {self.whole_blocks if self.half else self.out_blocks});
       const float *w = (const float *)p[1] + (g*{self.out_blocks} + cb)*{per_block};
       {calls}
     }}
@@ -465,23 +352,26 @@ static __attribute__((noinline)) void
         return text, tasks
 
 
+PAD_ROWS = 32  # rows per task of the phase that pads
+
+
 def pad_phase(
     x: Operand, pads: tuple[int, int, int, int], problem: ConvProblem
 ) -> tuple[str, Size]:
-    """A phase that copies plain x into dense zero-padded planes in the workspace, one row a task
-    step; tasks are planes."""
+    """A phase that copies plain x into dense zero-padded planes in the workspace, and its tasks."""
     n, c, h, w = x.shape
     top, left, bottom, right = pads
     sn, sc, sh, sw = (c_size(s) for s in x.strides)
     height, width = c_size(add(h, top + bottom)), c_size(add(w, left + right))
-    return (
-        f"""\
+    pieces = ceildiv(add(h, top + bottom), PAD_ROWS)
+    text = f"""\
 void NAME_pad(char *const *p, const int64_t *d, int64_t begin, int64_t end, char *scratch) {{
   {declare_sizes(problem.slots)}
   for (int64_t task = begin; task < end; task++) {{
-    const float *x = (const float *)p[0] + task / {c_size(c)} * {sn} + task % {c_size(c)} * {sc};
-    float *y = (float *)p[{len(problem.operands)}] + task*{height}*{width};
-    for (int64_t i = 0; i < {height}; i++, y += {width}) {{
+    const int64_t plane = task / {c_size(pieces)}, first = task % {c_size(pieces)} * {PAD_ROWS};
+    const float *x = (const float *)p[0] + plane / {c_size(c)} * {sn} + plane % {c_size(c)} * {sc};
+    float *y = (float *)p[{len(problem.operands)}] + (plane*{height} + first)*{width};
+    for (int64_t i = first; i < imin(first + {PAD_ROWS}, {height}); i++, y += {width}) {{
       const int64_t h = i - {top};
       if (h < 0 || h >= {c_size(h)}) {{
         for (int64_t j = 0; j < {width}; j++) y[j] = 0;
@@ -492,27 +382,28 @@ void NAME_pad(char *const *p, const int64_t *d, int64_t begin, int64_t end, char
       for (int64_t j = {left} + {c_size(w)}; j < {width}; j++) y[j] = 0;
     }}
   }}
-}}""",
-        mul(n, c),
-    )
+}}"""
+    return text, mul(n, c, pieces)
 
 
 def pack(
     problem: ConvProblem, tactic: Tactic, target: Target, constants: Mapping[int, np.ndarray]
 ) -> Mapping[int, np.ndarray]:
     """Weights as [group][tile of B blocks][input block][KH][KW][channel in block][B][lanes]; the
-    last tile of a group may have fewer blocks."""
+    last tile of a group may have fewer blocks, or one of half the lanes."""
     w = constants[1]
     lanes, b, block = target.lanes, tactic["b"], problem.x.block or 1
     kh, kw = problem.kernel
     out_blocks = -(-problem.group_out // lanes)
+    whole = (out_blocks - tactic.get("half")) * lanes
+    tiles = [slice(c, min(c + b * lanes, whole)) for c in range(0, whole, b * lanes)]
+    tiles += [slice(whole, whole + lanes // 2)] * tactic.get("half")
     parts = []
     for group in w.reshape(problem.groups, problem.group_out, problem.group_in, kh, kw):
         padded = np.zeros((out_blocks * lanes, problem.group_in, kh, kw), np.float32)
         padded[: problem.group_out] = group
-        for first in range(0, out_blocks, b):
-            tile = padded[first * lanes : (first + b) * lanes]
+        for tile in tiles:
             for c in range(0, problem.group_in, block):
                 # (B*lanes, channels, KH, KW) -> (KH, KW, channels, B*lanes)
-                parts.append(tile[:, c : c + block].transpose(2, 3, 1, 0).reshape(-1))
+                parts.append(padded[tile, c : c + block].transpose(2, 3, 1, 0).reshape(-1))
     return {1: np.concatenate(parts)}

@@ -18,3 +18,11 @@ def weight_cycles(count: int) -> float:
     weights come from memory at each inference, at about 4 bytes a cycle and core."""
     size = 4.0 * count
     return size / 32 if size < 1_000_000 else 0.7 * size / 4
+
+
+def units_per_task(units: int, flops: float, others: int, budget: float) -> int:
+    """How many of `units` equal pieces of work (`flops` each) make a task, when there are `others`
+    as many tasks besides: at most `budget` flops, but 16 tasks if these take some microseconds."""
+    tasks = max(1, min(16, int(units * flops * others / 3e5)))
+    pieces = max(-(-units * flops // budget), -(-tasks // others), 1)
+    return max(1, -int(-units // min(pieces, units)) if units else 1)

@@ -71,7 +71,7 @@ def emit(problem: ConvProblem, tactic: Tactic, target: Target) -> KernelSource:
     """One phase; consecutive tasks are the output phases of the same pixels if these are alike."""
     parts = _parts(problem)
     written: dict[ConvProblem, tuple[str, Size, Size]] = {}
-    text = [Output(problem, target).functions]
+    text = [Output(problem, target).functions, direct.HALF if tactic.get("half") else ""]
     calls: list[str] = []
     weights = 0
     scratch: Size = 0
@@ -102,7 +102,7 @@ def emit(problem: ConvProblem, tactic: Tactic, target: Target) -> KernelSource:
             f"if ({test}) {{ const int64_t u = {at}; q[1] = p[1] + {4 * weights}; {moves} {call} }}"
         )
         first = add(first, tasks)
-        weights += _weights(part.problem, target)
+        weights += _weights(part.problem, tactic, target)
     operands = len(problem.operands)
     dispatch = "\n    ".join(calls)
     text.append(f"""\
@@ -129,11 +129,12 @@ def pack(
     return {1: np.concatenate(packed)}
 
 
-def _weights(problem: ConvProblem, target: Target) -> int:
+def _weights(problem: ConvProblem, tactic: Tactic, target: Target) -> int:
     """Packed floats of one phase."""
     kh, kw = problem.kernel
-    blocks = -(-problem.group_out // target.lanes)
-    return problem.groups * blocks * target.lanes * problem.group_in * kh * kw
+    lanes = -(-problem.group_out // target.lanes) * target.lanes
+    lanes -= tactic.get("half") * target.lanes // 2
+    return problem.groups * lanes * problem.group_in * kh * kw
 
 
 def _parts(problem: ConvProblem) -> list[_Part]:

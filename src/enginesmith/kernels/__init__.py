@@ -12,6 +12,7 @@ from enginesmith.kernels.normalization import cpu as normalization
 from enginesmith.kernels.pointwise import cpu as pointwise
 from enginesmith.kernels.pool import cpu as pool
 from enginesmith.kernels.reduce import cpu as reduce
+from enginesmith.kernels.resize import cpu as resize
 from enginesmith.kernels.softmax import cpu as softmax
 
 FAMILIES: dict[str, ModuleType] = {
@@ -24,5 +25,6 @@ FAMILIES: dict[str, ModuleType] = {
     "matmul": matmul,
     "softmax": softmax,
     "normalization": normalization,
+    "resize": resize,
 }
 """Name -> module with the functions of `base.Family`."""

@@ -1,0 +1,1 @@
+"""Interpolation to another size."""

@@ -1,14 +1,15 @@
 """Settings from the environment, typed; read when something is built or created, not on hot paths.
 
-    variable              meaning                                               default
-    ENGINESMITH_CACHE     folder of compiled kernels and timings                ~/.cache/enginesmith
-    ENGINESMITH_THREADS   threads of an engine                                  all CPUs it may use
-    ENGINESMITH_LOG       what is logged: debug, info, warning or error         warning
+variable              meaning                                               default
+ENGINESMITH_CACHE     folder of compiled kernels and timings                ~/.cache/enginesmith
+ENGINESMITH_THREADS   threads of an engine                                  all CPUs it may use
+ENGINESMITH_LOG       what is logged: debug, info, warning or error         warning
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ def knobs(environment: Mapping[str, str] | None = None) -> Knobs:
     """The settings now. EnginesmithError names the variable whose value makes no sense."""
     env = os.environ if environment is None else environment
     threads = env.get("ENGINESMITH_THREADS", "")
-    if threads and not (threads.isascii() and threads.isdigit() and 1 <= int(threads) <= 1024):
+    if threads and not (re.fullmatch("[0-9]{1,4}", threads) and 1 <= int(threads) <= 1024):
         raise EnginesmithError(f"ENGINESMITH_THREADS={threads!r}: set a number from 1 to 1024")
     log = env.get("ENGINESMITH_LOG", "warning").lower()
     if log not in LOG_LEVELS:

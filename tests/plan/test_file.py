@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from enginesmith.errors import PlanError
 from enginesmith.plan import file
-from enginesmith.plan.plan import Buffer, Plan, Step, SymbolRange, TensorSpec
+from enginesmith.plan.plan import Buffer, Constraint, Plan, Step, SymbolRange, TensorSpec
 
 PLAN = Plan(
     name="model ü",
@@ -47,6 +47,7 @@ PLAN = Plan(
              (("direct(a=1)", 1.5e-3), ("winograd()", 2e-3))),
     ),
     scratch="h*4",
+    constraints=(Constraint("h//2*2", "h", ("Reshape_3",)),),
     notes=("nothing fell back",),
     producer="tests",
     metadata=(("author", "me"),),
@@ -289,16 +290,16 @@ VALUES = [None, 1, -1, 1.5, True, "x", "", [], [1], [[]], ["a", "b"], {}, {"a": 
 def test_wrong_types(path: Path, field: str) -> None:
     """Any JSON value in any field: a PlanError that names it, or a valid plan."""
     original = path.read_bytes()
-    refusals = 0
+    refusals = []
     for value in VALUES:
         path.write_bytes(original)
         rewrite(path, lambda _, plan, new={field: value}: plan.update(new))  # type: ignore[misc]
         try:
             file.load(path)
         except PlanError as error:
-            refusals += 1
-            assert "damaged" in str(error)
-    assert refusals >= 5
+            refusals.append(str(error))
+    assert len(refusals) >= 5
+    assert all("damaged" in text and "build the model again" in text for text in refusals)
 
 
 def test_missing_and_unknown_fields(path: Path) -> None:
@@ -334,6 +335,7 @@ def test_missing_and_unknown_fields(path: Path) -> None:
         (lambda p: p["symbols"][0].update(min=5), "range of symbol 'batch' is empty"),
         (lambda p: p["symbols"][1].update(max=7), "range of symbol 'h' is empty"),
         (lambda p: p.update(exprs=["__import__('os').abort()"]), "damaged size expression"),
+        (lambda p: p["constraints"][0].update(left="k"), r"a constraint uses unknown symbols"),
         (lambda p: p["buffers"][0].update(kind="gpu"), "buffer 0 is 'gpu' number 0"),
         (lambda p: p["buffers"][3].update(index=2), "buffer 3 is 'output' number 2"),
         (lambda p: p["buffers"][0].update(index=-1), "buffer 0 is 'input' number -1"),

@@ -37,6 +37,16 @@ class SymbolRange:
 
 
 @dataclass(frozen=True, slots=True)
+class Constraint:
+    """Two sizes the model takes to be equal (expressions over the symbols). `nodes`: the ONNX nodes
+    that need it. Shapes that break it are refused."""
+
+    left: int | str
+    right: int | str
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Buffer:
     """Memory the program uses.
 
@@ -88,6 +98,7 @@ class Plan:
     steps: tuple[Step, ...]
     scratch: int | str
     """Bytes of scratch per thread."""
+    constraints: tuple[Constraint, ...] = ()
     notes: tuple[str, ...] = ()
     """What the user should know: fusions made, fallbacks taken, what is untuned."""
     producer: str = ""

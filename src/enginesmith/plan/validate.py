@@ -31,6 +31,8 @@ def validate(plan: Plan) -> None:
                 raise _damaged(f"{role} {spec.name!r} has the unknown type {spec.dtype!r}")
             _known(spec.shape, symbols, f"{role} {spec.name!r}")
     _known((*plan.exprs, plan.scratch), symbols, "the program")
+    for constraint in plan.constraints:
+        _known((constraint.left, constraint.right), symbols, "a constraint")
     counts = {"input": len(plan.inputs), "output": len(plan.outputs), "weights": 1}
     for i, buffer in enumerate(plan.buffers):
         where = f"buffer {i}"

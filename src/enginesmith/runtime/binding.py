@@ -49,6 +49,9 @@ class Binder:
         self._exprs = [compile_expression(e) for e in plan.exprs]
         self._scratch = compile_expression(plan.scratch)
         self._outputs = [tuple(map(compile_expression, spec.shape)) for spec in plan.outputs]
+        self._constraints = [
+            (compile_expression(c.left), compile_expression(c.right), c) for c in plan.constraints
+        ]
         arena = [(i, b) for i, b in enumerate(plan.buffers) if b.kind == "arena"]
         self._arena = [(i, compile_expression(b.size)) for i, b in arena]
         self._lifetimes = [(b.first, b.last) for _, b in arena]
@@ -71,6 +74,7 @@ class Binder:
         try:
             outputs = tuple(tuple(dim(values) for dim in shape) for shape in self._outputs)
             _check_outputs(self._plan.outputs, outputs)
+            self._check_constraints(values)
             sizes = [size(values) for _, size in self._arena]
             dims = (ctypes.c_int64 * max(1, len(self._exprs)))(*(e(values) for e in self._exprs))
             scratch = self._scratch(values)
@@ -78,10 +82,24 @@ class Binder:
             raise PlanError(
                 f"the plan is damaged: a size can't be computed from {values}: {error!r}"
             ) from error
+        if any(size < 0 for size in sizes):
+            raise MisfitError(
+                ["a layer's result would be smaller than nothing: feed larger inputs"]
+            )
         offsets, arena = assign(sizes, self._lifetimes, self._slack)
         indices = (i for i, _ in self._arena)
         places = tuple(zip(indices, offsets, strict=True))
         return Bound(values, outputs, dims, places, arena, scratch)
+
+    def _check_constraints(self, values: Mapping[str, int]) -> None:
+        problems = [
+            f"node {', '.join(c.nodes)} needs {c.left} and {c.right} to be equal, but they are "
+            f"{left(values)} and {right(values)}: feed another size"
+            for left, right, c in self._constraints
+            if left(values) != right(values)
+        ]
+        if problems:
+            raise MisfitError(problems)
 
 
 def _check_outputs(specs: Sequence[TensorSpec], shapes: Sequence[Shape]) -> None:

@@ -185,7 +185,11 @@ def _lower(graph: Graph, target: Target, typical: Mapping[str, int]) -> tuple[li
     lowered: list[Lowered] = []
     problems: list[Problem] = []
     for step in storage.steps:
-        item = lower(step, storage, target.lanes, typical)
+        try:
+            item = lower(step, storage, target.lanes, typical)
+        except UnsupportedError as error:
+            problems += error.problems
+            continue
         reason = FAMILIES[item.family].why_not(item.problem, target)
         if reason is not None:
             where = f"node {', '.join(item.sources) or item.op}"

@@ -39,7 +39,7 @@ class Operand:
     `strides` are those of (n, channel block, h, w) in elements, 0 where broadcast; lanes past c hold
     zeros and must be written as zeros. `halo` = (top, left, bottom, right): that many rows and columns
     of zeros may be read around each plane (the program clears them; kernels never write there).
-    Reading up to 4 KiB past either end of any activation is allowed (values undefined).
+    Reading up to 4 KiB past either end of a blocked operand or constant is allowed (undefined values).
     `constant`: the value is known at build time and may be packed by the tactic.
     """
 

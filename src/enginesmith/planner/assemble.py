@@ -20,14 +20,15 @@ from enginesmith.kernels import FAMILIES
 from enginesmith.kernels.base import KernelSource, Size
 from enginesmith.plan.plan import Buffer, Plan, Step, SymbolRange, TensorSpec
 from enginesmith.plan.target import Target
+from enginesmith.planner.constraints import constraints
 from enginesmith.planner.lower import Lowered, Place
 from enginesmith.planner.storage import Storage
 from enginesmith.toolchain.cache import ArtifactCache
 from enginesmith.toolchain.cc import compile_object, link_shared
 from enginesmith.tuner.tune import Choice
 
-WEIGHTS_SLACK = 4096
-"""Zero bytes behind the last constant, for kernels that read past ends."""
+SLACK = 4096
+"""Bytes kernels may read past either end of activations and constants (see kernels/base.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class _Assembler:
         texts = [POOL, *(s.c for s in self.sources.values())]
         objects = self.compile_all([*texts, program])
         code = link_shared(objects, parts.target, self.cache)
-        weights = b"".join([*self.blob, bytes(WEIGHTS_SLACK)])
+        weights = b"".join([*self.blob, bytes(SLACK)])
         self.buffers[self.weights_buffer] = Buffer("weights", len(weights))
         return Plan(
             name=parts.graph.name,
@@ -85,6 +86,7 @@ class _Assembler:
             buffers=tuple(self.buffers),
             steps=tuple(steps),
             scratch=_plain(self.scratch),
+            constraints=constraints(parts.graph),
             notes=self.notes(),
             producer=f"enginesmith {_version()}",
             metadata=tuple(sorted(parts.graph.metadata.items())),
@@ -111,7 +113,7 @@ class _Assembler:
             if storage.kind == "arena" and storage.last >= 0:
                 self.numbers[id(storage)] = len(self.buffers)
                 size = _plain(storage.size())
-                self.buffers.append(Buffer("arena", size, 0, storage.first, storage.last))
+                self.buffers.append(Buffer("arena", size, 0, storage.first, storage.last, SLACK))
 
     def expression(self, dim: Dim) -> str:
         """C text of a size or offset: a literal, or an entry of the table."""
@@ -149,7 +151,7 @@ class _Assembler:
         workspace = self.dim(step, source.workspace)
         if workspace != 0:
             pointers.append(Pointer(len(self.buffers), 0))
-            self.buffers.append(Buffer("arena", _plain(workspace), 0, index, index))
+            self.buffers.append(Buffer("arena", _plain(workspace), 0, index, index, SLACK))
         self.scratch = dims.dim_max(self.scratch, self.dim(step, source.scratch))
         cost = family.cost(step.problem)
         record = Step(

@@ -103,10 +103,13 @@ class Lowering:
         offset = dims.simplify((storage.origin() + view.offset) * width)
         self.places.append(Place(storage, offset))
 
-    def constant(self, data: np.ndarray) -> None:
-        """A constant, dense and plain."""
+    def constant(self, data: np.ndarray, broadcast: int = 0) -> None:
+        """A constant, dense and plain; of the first `broadcast` axes those of size 1 repeat."""
         shape = tuple(int(d) for d in data.shape)
-        strides = tuple(int(np.prod(shape[i + 1 :], dtype=np.int64)) for i in range(len(shape)))
+        strides = tuple(
+            0 if i < broadcast and d == 1 else int(np.prod(shape[i + 1 :], dtype=np.int64))
+            for i, d in enumerate(shape)
+        )
         self.operands.append(Operand(data.dtype.name, shape, strides, constant=True))
         self.places.append(np.ascontiguousarray(data).reshape(shape))
 

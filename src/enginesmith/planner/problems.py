@@ -18,6 +18,7 @@ from enginesmith.ir.ops import (
     PointwiseAttrs,
     PoolAttrs,
     ReduceAttrs,
+    ResizeAttrs,
     SliceAttrs,
     SoftmaxAttrs,
     TransposeAttrs,
@@ -30,6 +31,7 @@ from enginesmith.kernels.normalization.problem import NormalizationProblem
 from enginesmith.kernels.pointwise.problem import PointwiseProblem
 from enginesmith.kernels.pool.problem import PoolProblem
 from enginesmith.kernels.reduce.problem import ReduceProblem
+from enginesmith.kernels.resize.problem import ResizeProblem
 from enginesmith.kernels.softmax.problem import SoftmaxProblem
 from enginesmith.planner.lower import Lowered, Lowering
 from enginesmith.planner.storage import ClearHalo, Move, Stride, View, expanded, sliced
@@ -171,7 +173,7 @@ def _factor(lowering: Lowering, value: Value, rank: int, swap: bool, column: boo
         elif swap:
             data = data.swapaxes(-1, -2)
         data = np.ascontiguousarray(data.reshape((1,) * (rank - data.ndim) + data.shape))
-        lowering.constant(data)
+        lowering.constant(data, broadcast=rank - 2)
         return
     view = lowering.plan.views[id(value)]
     shape, strides = list(value.shape), list(view.strides)
@@ -210,6 +212,26 @@ def _reduce(lowering: Lowering, node: Node) -> Lowered:
         "reduce", ReduceProblem, node.op, node.sources,
         kind=kind, axes=attrs.axes, prologue=prologue,
         epilogue=rewrite_args(epilogue, lambda _: inner),
+    )  # fmt: skip
+
+
+def _resize(lowering: Lowering, node: Node) -> Lowered:
+    attrs, x, y = node.attrs, node.inputs[0], node.output
+    assert isinstance(attrs, ResizeAttrs)
+    if attrs.exclude_outside:
+        raise unsupported(node, "exclude_outside has no kernel yet")
+    axes = tuple(
+        i for i in range(x.type.rank)
+        if not dims.equal(x.shape[i], y.shape[i]) or attrs.scales[i] not in (None, 1.0)
+    )  # fmt: skip
+    lowering.value(x)
+    _extras(lowering, node, 1)
+    lowering.value(y)
+    return lowering.done(
+        "resize", ResizeProblem, node.op, node.sources,
+        axes=axes, scales=tuple(attrs.scales[i] for i in axes), mode=attrs.mode,
+        coordinates=attrs.coordinates, rounding=attrs.nearest, cubic_a=attrs.cubic_coeff_a,
+        epilogue=attrs.epilogue or Arg(0),
     )  # fmt: skip
 
 
@@ -252,6 +274,7 @@ LOWERINGS: dict[str, Callable[[Lowering, Node], Lowered]] = {
     "layout": _copy,
     "matmul": _matmul,
     "reduce": _reduce,
+    "resize": _resize,
     "softmax": _softmax,
     "normalization": _normalization,
     "transpose": _strided_copy,

@@ -33,6 +33,13 @@ class ArtifactCache:
     def _path(self, key: str) -> Path:
         return self.folder / "artifacts" / key[:2] / key[2:]
 
+    def require(self) -> None:
+        """Make the folder. BuildError if it can't be made."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _cannot_write(self.folder, error) from error
+
     def get(self, key: str) -> bytes | None:
         """The artifact, or None if absent or damaged."""
         try:
@@ -61,7 +68,11 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.unlink(name)
             raise
     except OSError as error:
-        raise BuildError(
-            f"can't write {path}: {error.strerror}; free space there, or set ENGINESMITH_CACHE "
-            "to a writable folder"
-        ) from error
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> BuildError:
+    return BuildError(
+        f"can't write {path}: {error.strerror}; free space there, or set ENGINESMITH_CACHE "
+        "to a writable folder"
+    )

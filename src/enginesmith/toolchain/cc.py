@@ -85,6 +85,7 @@ def link_shared(objects: Sequence[bytes], target: Target, cache: ArtifactCache) 
 def _run(
     command: list[str], cache: ArtifactCache, key: str, source: str | None, cwd: str | None = None
 ) -> None:
+    cache.require()
     env = dict(os.environ)
     env.setdefault("ZIG_GLOBAL_CACHE_DIR", str(cache.folder / "zig"))
     env.setdefault("ZIG_LOCAL_CACHE_DIR", str(cache.folder / "zig"))

@@ -1,4 +1,5 @@
-"""Importers of activations: expression trees with the parameters as constants of the input's type."""
+"""Importers of activations: expression trees with the parameters as constants of the input's
+type."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ class Scalars:
 
     def parameter(self, name: str, default: float) -> Const:
         """A float attribute."""
-        return scalar(self.n.float(name, default), self.dtype)
+        return scalar(self.n.number(name, default), self.dtype)
 
 
 def activation(tree: Callable[[Scalars], Expr]) -> Importer:
@@ -86,7 +87,7 @@ def hard_swish(s: Scalars) -> Expr:
 
 
 def swish(s: Scalars) -> Expr:
-    alpha = s.n.float("alpha", 1.0)
+    alpha = s.n.number("alpha", 1.0)
     return s("mul", X, s("sigmoid", X if alpha == 1 else s("mul", X, alpha)))
 
 
@@ -104,7 +105,7 @@ def mish(s: Scalars) -> Expr:
 
 
 def gelu(s: Scalars) -> Expr:
-    kind = s.n.string("approximate", "none")
+    kind = s.n.text("approximate", "none")
     if kind == "tanh":
         cube = s("mul", s("mul", X, X), X)
         inner = s("mul", math.sqrt(2 / math.pi), s("add", X, s("mul", 0.044715, cube)))

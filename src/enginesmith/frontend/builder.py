@@ -1,13 +1,13 @@
 """GraphBuilder: how importers add to the Graph.
 
-It infers types, names values after the ONNX output being imported, folds what is small and constant,
-and tracks contents: a small integer tensor computed from shapes stays an array of dimension
-expressions and becomes a node only when it reaches data.
+It infers types, names values after the ONNX output being imported, folds what is small and
+constant, and tracks contents: a small integer tensor computed from shapes stays an array of
+dimension expressions and becomes a node only when it reaches data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,8 @@ FOLDED = 4096
 
 
 class GraphBuilder:
-    """Adds nodes to `graph`. Set `source` (the ONNX node's label) and `hint` (its first output's name)
-    before each import."""
+    """Adds nodes to `graph`. Set `source` (the ONNX node's label) and `hint` (its first output's
+    name) before each import."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -61,7 +61,8 @@ class GraphBuilder:
         shape: Shape | None = None,
         dtype: str = "",
     ) -> Value:
-        """Add a node; returns its output. `shape` (and for range `dtype`): where they are chosen."""
+        """Add a node; returns its output. `shape` (and for range `dtype`): where they are
+        chosen."""
         types = [v.type for v in inputs]
         chosen = None if shape is None else TensorType(dtype, tuple(shape))
         try:
@@ -120,9 +121,7 @@ class GraphBuilder:
         target = tuple(dims.simplify(d) for d in shape)
         if dims.same_shape(x.shape, target):
             return x
-        old, new = dims.product(x.shape), dims.product(target)
-        if isinstance(old, int) and isinstance(new, int) and old != new:
-            raise Invalid(f"{old} elements can't be reshaped to ({_text(target)})")
+        _check_counts(x.shape, target)
         return self.emit("reshape", [x], ReshapeAttrs(), target)
 
     def transpose(self, x: Value, perm: Sequence[int]) -> Value:
@@ -260,10 +259,19 @@ class GraphBuilder:
         return self.emit("range", [], attrs, (length,), dtype)
 
 
+def _check_counts(old: Shape, new: Shape) -> None:
+    """Refuse a reshape whose element counts differ, or agree for one input size only: a batch of 1
+    written into the target shape would silently drop the other images. Counts that may agree for
+    many sizes (`h*w` as `2*(h//2)*w`) are taken on trust, as in ONNX."""
+    before, after = dims.product(old), dims.product(new)
+    if dims.equal(before, after):
+        return
+    reason = f"a tensor of shape ({_text(old)}) can't be reshaped to ({_text(new)})"
+    if isinstance(before, int) and isinstance(after, int):
+        raise Invalid(reason)
+    if isinstance(before, int) or isinstance(after, int):
+        raise Invalid(f"{reason} for every input size", "fix the size with shapes={...}")
+
+
 def _text(shape: Sequence[Dim]) -> str:
     return ", ".join(dims.to_text(d) for d in shape)
-
-
-Importer = Callable[..., Any]
-"""(builder, node) -> the node's output Value, or one per output."""
-Contained = Mapping[str, Value]

@@ -1,4 +1,5 @@
-"""What ONNX demands of a graph, checked before import, so that all mistakes are reported together."""
+"""What ONNX demands of a graph, checked before import, so that all mistakes are reported
+together."""
 
 from __future__ import annotations
 
@@ -9,13 +10,6 @@ from onnx import AttributeProto, defs
 
 from enginesmith.errors import Problem
 from enginesmith.frontend.node import label
-
-_STANDARD = ("", "ai.onnx")
-
-
-def is_standard(domain: str) -> bool:
-    """Is this the domain of ONNX's own operators?"""
-    return domain in _STANDARD
 
 
 def structure_problems(graph: onnx.GraphProto) -> Iterator[Problem]:
@@ -80,8 +74,8 @@ def ordered(nodes: Sequence[onnx.NodeProto]) -> tuple[list[onnx.NodeProto], list
 
 
 def schema_problem(node: onnx.NodeProto, opset: int) -> str:
-    """What breaks the operator's schema: attributes unknown, missing or of a wrong type, or the number
-    of operands. Empty if nothing, or if ONNX doesn't know the operator."""
+    """What breaks the operator's schema: attributes unknown, missing or of a wrong type, or the
+    number of operands. Empty if nothing, or if ONNX doesn't know the operator."""
     try:
         schema = defs.get_schema(node.op_type, min(opset, defs.onnx_opset_version()), "")
     except defs.SchemaError:
@@ -91,12 +85,11 @@ def schema_problem(node: onnx.NodeProto, opset: int) -> str:
     for name, attribute in given.items():
         if name not in schema.attributes:
             wrong.append(f"unknown attribute {name}")
-        elif not attribute.ref_attr_name and int(attribute.type) != schema.attributes[name].type.value:
-            names = AttributeProto.AttributeType
-            wrong.append(
-                f"attribute {name} is of type {names.Name(attribute.type)}, "
-                f"not {schema.attributes[name].type.name}"
-            )
+            continue
+        kind = AttributeProto.AttributeType.Name(attribute.type)
+        wanted = str(schema.attributes[name].type).rpartition(".")[2]  # "AttrType.INT"
+        if kind != wanted:
+            wrong.append(f"attribute {name} is of type {kind}, not {wanted}")
     wrong += [
         f"attribute {name} is missing"
         for name, attribute in schema.attributes.items()
@@ -110,5 +103,6 @@ def schema_problem(node: onnx.NodeProto, opset: int) -> str:
 
 
 def _count(found: int, least: int, most: int, what: str) -> str:
-    need = str(least) if least == most else f"{least} to {most}" if most < 2**31 - 1 else f"{least}+"
+    need = f"{least} to {most}" if most < 2**31 - 1 else f"at least {least}"
+    need = str(least) if least == most else need
     return f"{found} {what} where {need} are needed"

@@ -47,8 +47,8 @@ def _narrowed(b: GraphBuilder, x: Value, count: int) -> Value:
 class Window:
     """Kernel, strides, dilations and pads of a convolution or pool, two axes each.
 
-    `pads`: top, left, bottom, right. Where SAME padding depends on a symbolic size, `x` is padded by a
-    node of its own with `fill` and `pads` are 0.
+    `pads`: top, left, bottom, right. Where SAME padding depends on a symbolic size, `x` is padded
+    by a node of its own with `fill` and `pads` are 0.
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class Window:
     ) -> None:
         ones = (1,) * count
         self.kernel = kernel
-        self.strides = _pair(n.ints("strides", ones), count, "strides")
-        self.dilations = _pair(n.ints("dilations", ones), count, "dilations")
+        self.strides = _pair(n.integers("strides", ones), count, "strides")
+        self.dilations = _pair(n.integers("dilations", ones), count, "dilations")
         if min(self.strides) < 1 or min(self.dilations) < 1 or min(kernel) < 1:
             raise Invalid("kernel sizes, strides and dilations are at least 1")
         self.x = x
         self.pads = (0, 0, 0, 0)
-        auto = n.string("auto_pad", "NOTSET")
+        auto = n.text("auto_pad", "NOTSET")
         if auto in ("SAME_UPPER", "SAME_LOWER"):
             self._same(b, auto == "SAME_UPPER", fill)
         elif auto == "NOTSET":
@@ -83,13 +83,13 @@ class Window:
             begins.append(half if upper else rest)
             ends.append(rest if upper else half)
         if all(isinstance(p, int) for p in (*begins, *ends)):
-            self.pads = (begins[0], begins[1], ends[0], ends[1])  # type: ignore[assignment]
+            self.pads = (begins[0], begins[1], ends[0], ends[1])
         else:
             self.x = padded(b, self.x, (0, 0, *begins, 0, 0, *ends), "constant", fill)
 
 
 def _pads(n: OnnxNode, count: int) -> tuple[int, int, int, int]:
-    pads = n.ints("pads", (0,) * (2 * count))
+    pads = n.integers("pads", (0,) * (2 * count))
     if len(pads) != 2 * count:
         raise Invalid(f"{len(pads)} pads for {count} spatial axes")
     if min(pads) < 0:
@@ -102,7 +102,7 @@ def _kernel_of(n: OnnxNode, w: Value, count: int) -> Pair:
     sizes = w.shape[2:]
     if not all(isinstance(s, int) for s in sizes):
         raise Unsupported("weights of symbolic size", "fix the size")
-    given = n.ints("kernel_shape", sizes[-count:])
+    given = n.integers("kernel_shape", sizes[-count:])
     if tuple(given) != tuple(sizes[-count:]):
         raise Invalid(f"kernel_shape {list(given)} with weights of {list(sizes[-count:])}")
     return int(sizes[0]), int(sizes[1])
@@ -124,7 +124,7 @@ def conv(b: GraphBuilder, n: OnnxNode) -> Value:
         raise Invalid(f"weights of rank {n.value(1).type.rank} for {count} spatial axes")
     x, w = _widened(b, n.value(0)), _widened(b, n.value(1))
     window = Window(b, n, x, _kernel_of(n, w, count), count)
-    groups = n.int("group", 1)
+    groups = n.integer("group", 1)
     if groups < 1 or (isinstance(w.shape[0], int) and w.shape[0] % groups):
         raise Invalid(f"{dims.to_text(w.shape[0])} output channels in {groups} groups")
     bias = _bias(b, n, w.shape[0])
@@ -139,17 +139,17 @@ def conv_transpose(b: GraphBuilder, n: OnnxNode) -> Value:
     if n.value(1).type.rank != count + 2:
         raise Invalid(f"weights of rank {n.value(1).type.rank} for {count} spatial axes")
     x, w = _widened(b, n.value(0)), _widened(b, n.value(1))
-    kernel, groups = _kernel_of(n, w, count), n.int("group", 1)
+    kernel, groups = _kernel_of(n, w, count), n.integer("group", 1)
     ones = (1,) * count
-    strides = _pair(n.ints("strides", ones), count, "strides")
-    dilations = _pair(n.ints("dilations", ones), count, "dilations")
-    extra = _pair(n.ints("output_padding", (0,) * count), count, "output paddings", 0)
-    auto = n.string("auto_pad", "NOTSET")
+    strides = _pair(n.integers("strides", ones), count, "strides")
+    dilations = _pair(n.integers("dilations", ones), count, "dilations")
+    extra = _pair(n.integers("output_padding", (0,) * count), count, "output paddings", 0)
+    auto = n.text("auto_pad", "NOTSET")
     if n.has("output_shape") or auto.startswith("SAME"):
         wanted: tuple[Dim, Dim] | None = None
         if n.has("output_shape"):
             # The batch and channels may be given too; the spatial sizes come last.
-            wanted = _pair(n.ints("output_shape")[-count:], count, "output sizes")
+            wanted = _pair(n.integers("output_shape")[-count:], count, "output sizes")
         pads = _transposed_pads(x, kernel, strides, dilations, extra, wanted, auto)
     else:
         pads = _pads(n, count) if auto == "NOTSET" else (0, 0, 0, 0)
@@ -183,12 +183,12 @@ def _transposed_pads(
 def _pool(b: GraphBuilder, n: OnnxNode, kind: str) -> Value:
     count = _spatial(n, n.value(0))
     x = _widened(b, n.value(0))
-    kernel = _pair(n.ints("kernel_shape"), count, "kernel sizes")
+    kernel = _pair(n.integers("kernel_shape"), count, "kernel sizes")
     window = Window(b, n, x, kernel, count, float("-inf") if kind == "max" else 0.0)
-    include = bool(n.int("count_include_pad", 0))
+    include = bool(n.integer("count_include_pad", 0))
     if kind == "avg" and window.x is not x and not include:
         raise Unsupported("SAME padding of an average over a symbolic size", "fix the input's size")
-    ceil = bool(n.int("ceil_mode", 0))
+    ceil = bool(n.integer("ceil_mode", 0))
     top, left, bottom, right = window.pads
     spatial = []
     for axis, (begin, end) in enumerate(((top, bottom), (left, right))):
@@ -207,7 +207,7 @@ def _pool(b: GraphBuilder, n: OnnxNode, kind: str) -> Value:
 def max_pool(b: GraphBuilder, n: OnnxNode) -> Value:
     if n.outputs > 1:
         raise Unsupported("the Indices output of MaxPool")
-    if n.int("storage_order", 0):
+    if n.integer("storage_order", 0):
         raise Unsupported("column-major storage_order of MaxPool")
     return _pool(b, n, "max")
 

@@ -1,4 +1,5 @@
-"""Importers of arithmetic, comparisons, logic and casts: pointwise trees over numpy broadcasting."""
+"""Importers of arithmetic, comparisons, logic and casts: pointwise trees over numpy
+broadcasting."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from enginesmith.frontend.builder import GraphBuilder
 from enginesmith.frontend.node import Invalid, OnnxNode, Unsupported, dtype_name
-from enginesmith.ir.expr import OPS, Arg, Call, Cast, Const, Expr
+from enginesmith.ir.expr import OPS, Arg, Call, Const, Expr
 from enginesmith.ir.graph import Value
 
 Importer = Callable[[GraphBuilder, OnnxNode], Value]
@@ -102,7 +103,7 @@ def _power_tree(exponent: float, dtype: str) -> Expr | None:
 
 def modulo(b: GraphBuilder, n: OnnxNode) -> Value:
     same_dtypes(n.value(0), n.value(1))
-    is_c = n.int("fmod", 0)
+    is_c = n.integer("fmod", 0)
     if not is_c and "float" in n.value(0).dtype:
         raise Invalid("Mod of floats needs fmod=1")
     return b.call("fmod" if is_c else "mod", n.value(0), n.value(1))
@@ -117,7 +118,7 @@ def where(b: GraphBuilder, n: OnnxNode) -> Value:
 
 
 def cast(b: GraphBuilder, n: OnnxNode) -> Value:
-    return b.cast(n.value(0), dtype_name(n.int("to"), "the result"))
+    return b.cast(n.value(0), dtype_name(n.integer("to"), "the result"))
 
 
 def cast_like(b: GraphBuilder, n: OnnxNode) -> Value:
@@ -127,7 +128,7 @@ def cast_like(b: GraphBuilder, n: OnnxNode) -> Value:
 def is_infinite(b: GraphBuilder, n: OnnxNode) -> Value:
     x = n.value(0)
     infinity = Const(float("inf"), x.dtype)
-    positive, negative = n.int("detect_positive", 1), n.int("detect_negative", 1)
+    positive, negative = n.integer("detect_positive", 1), n.integer("detect_negative", 1)
     if not positive and not negative:
         return b.pointwise(Call("and", (Call("isnan", (Arg(0),)), Const(False, "bool"))), x)
     if positive and negative:
@@ -147,9 +148,9 @@ def clip_attributes(b: GraphBuilder, n: OnnxNode) -> Value:
     x = n.value(0)
     tree: Expr = Arg(0)
     if n.has("min"):
-        tree = Call("max", (tree, scalar(n.float("min"), x.dtype)))
+        tree = Call("max", (tree, scalar(n.number("min"), x.dtype)))
     if n.has("max"):
-        tree = Call("min", (tree, scalar(n.float("max"), x.dtype)))
+        tree = Call("min", (tree, scalar(n.number("max"), x.dtype)))
     return b.pointwise(tree, x)
 
 

@@ -8,14 +8,13 @@ from keyword import iskeyword
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from enginesmith.errors import ModelError, Problem, UnsupportedError
 from enginesmith.frontend.builder import GraphBuilder
-from enginesmith.frontend.checks import is_standard, ordered, schema_problem, structure_problems
+from enginesmith.frontend.checks import ordered, schema_problem, structure_problems
 from enginesmith.frontend.importers import IMPORTERS, importer_for
 from enginesmith.frontend.node import Invalid, OnnxNode, Refusal, Unsupported, dtype_name, label
-from enginesmith.frontend.reader import Model, Source, read_model
+from enginesmith.frontend.reader import STANDARD, Model, Source, expanded, read_model
 from enginesmith.ir import dims
 from enginesmith.ir.dims import Dim
 from enginesmith.ir.expr import Arg
@@ -30,12 +29,12 @@ _UNKNOWN = ("", "?", "-1", "None")
 def import_model(source: Source | Model, shapes: InputShapes | None = None) -> Graph:
     """The model as a Graph.
 
-    `shapes`: per input name a shape of ints (fixed) and strings (named symbols); inputs left out, or
-    None, keep the file's shape, where names are symbols and unknown sizes become symbols such as
-    `x_2`. ModelError: the model or a shape is wrong; UnsupportedError: valid, but not importable. Both
-    list everything found.
+    `shapes`: per input name a shape of ints (fixed) and strings (named symbols); inputs left out,
+    or None, keep the file's shape, where names are symbols and unknown sizes become symbols such as
+    `x_2`. ModelError: the model or a shape is wrong; UnsupportedError: valid, but not importable.
+    Both list everything found.
     """
-    model = read_model(source)
+    model = expanded(read_model(source), IMPORTERS)
     return _Import(model).run(shapes or {})
 
 
@@ -47,7 +46,7 @@ class _Import:
         self.graph.metadata = {p.key: p.value for p in model.proto.metadata_props}
         self.builder = GraphBuilder(self.graph)
         self.opset = max(
-            (o.version for o in model.proto.opset_import if is_standard(o.domain)), default=0
+            (o.version for o in model.proto.opset_import if o.domain in STANDARD), default=0
         )
         self.values: dict[str, Value] = {}
         self.failed: set[str] = set()
@@ -86,10 +85,10 @@ class _Import:
     def _check_nodes(self) -> None:
         """Operators no importer knows, and nodes that break their schema."""
         for node in self.proto.node:
-            wrong = schema_problem(node, self.opset) if is_standard(node.domain) else ""
+            wrong = schema_problem(node, self.opset) if node.domain in STANDARD else ""
             if wrong:
                 self.invalid.append(Problem(label(node), f"{node.op_type}: {wrong}"))
-            elif not is_standard(node.domain):
+            elif node.domain not in STANDARD:
                 self.unsupported.append(
                     Problem(
                         label(node),
@@ -128,8 +127,11 @@ class _Import:
         for name in shapes:
             if name not in names:
                 self.invalid.append(
-                    Problem(f"shapes[{name!r}]", f"the model has no input {name}",
-                            f"its inputs are {', '.join(names)}")  # fmt: skip
+                    Problem(
+                        f"shapes[{name!r}]",
+                        f"the model has no input {name}",
+                        f"its inputs are {', '.join(names)}",
+                    )
                 )
         declared = {i.name: self._declared(i, names) for i in inputs if i.name not in self.failed}
         bound: dict[str, Dim] = {}
@@ -206,8 +208,11 @@ class _Import:
             symbol = dims.to_text(dim)
             if symbol in bound and not dims.equal(bound[symbol], new):
                 self.invalid.append(
-                    Problem(where, f"size {axis} ({symbol}) is {want} here and "
-                                   f"{dims.to_text(bound[symbol])} elsewhere")  # fmt: skip
+                    Problem(
+                        where,
+                        f"size {axis} ({symbol}) is {want} here and "
+                        f"{dims.to_text(bound[symbol])} elsewhere",
+                    )
                 )
             bound[symbol] = new
 
@@ -225,7 +230,7 @@ class _Import:
         try:
             if node.op_type == "Constant":
                 results = [self._constant_node(view)]
-            elif function is None or not is_standard(node.domain):
+            elif function is None or node.domain not in STANDARD:
                 self.failed.update(node.output)  # _check_nodes has listed it
                 return
             else:
@@ -254,7 +259,9 @@ class _Import:
             for suffix in ("", "s"):
                 if node.has(name + suffix):
                     attribute = next(a for a in node.proto.attribute if a.name == name + suffix)
-                    return self.builder.constant(np.array(onnx.helper.get_attribute_value(attribute), dtype))
+                    return self.builder.constant(
+                        np.array(onnx.helper.get_attribute_value(attribute), dtype)
+                    )
         raise Unsupported("a Constant of strings or a sparse one")
 
     def _fail(self, where: str, error: Refusal, outputs: Sequence[str]) -> None:
@@ -296,7 +303,9 @@ class _Import:
         if conflict:
             shape = ", ".join("?" if s is None else str(s) for s in sizes)
             self.invalid.append(
-                Problem(where, f"shape conflict: declared ({shape}), the graph computes {value.type}")
+                Problem(
+                    where, f"shape conflict: declared ({shape}), the graph computes {value.type}"
+                )
             )
 
     def _drop_dead_nodes(self) -> None:

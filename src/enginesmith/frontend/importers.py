@@ -1,7 +1,8 @@
-"""The table of importers: ONNX operator -> (since which operator set version, function), oldest first.
+"""The table of importers: ONNX operator -> (since which operator set version, function), oldest
+first.
 
-An operator whose form changed in a version has one entry per form. Versions before the first entry's
-are imported by it too: opset 7 is the oldest meant.
+An operator whose form changed in a version has one entry per form. Versions before the first
+entry's are imported by it too: opset 7 is the oldest meant.
 """
 
 from __future__ import annotations

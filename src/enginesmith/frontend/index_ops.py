@@ -43,7 +43,7 @@ def gather_elements(b: GraphBuilder, n: OnnxNode) -> Value:
 
 
 def gather_nd(b: GraphBuilder, n: OnnxNode) -> Value:
-    attrs = GatherAttrs("nd", batch_dims=n.int("batch_dims", 0))
+    attrs = GatherAttrs("nd", batch_dims=n.integer("batch_dims", 0))
     return b.emit("gather", [n.value(0), n.value(1)], attrs)
 
 
@@ -53,7 +53,7 @@ def scatter(kind: str) -> Importer:
     def importer(b: GraphBuilder, n: OnnxNode) -> Value:
         operands = [n.value(i) for i in range(3)]
         axis = n.axis(operands[0].type.rank, 0) if kind == "elements" else 0
-        reduction = n.string("reduction", "none")
+        reduction = n.text("reduction", "none")
         if reduction not in ("none", "add", "mul", "max", "min"):
             raise Invalid(f"the attribute reduction is {reduction!r}")
         return b.emit("scatter", operands, ScatterAttrs(kind, axis, reduction))
@@ -65,7 +65,9 @@ def cumulative_sum(b: GraphBuilder, n: OnnxNode) -> Value:
     x = n.value(0)
     (axis,) = b.ints(n.value(1), "the axis")
     attrs = CumSumAttrs(
-        normal_axis(axis, x.type.rank), bool(n.int("exclusive", 0)), bool(n.int("reverse", 0))
+        normal_axis(axis, x.type.rank),
+        bool(n.integer("exclusive", 0)),
+        bool(n.integer("reverse", 0)),
     )
     return b.emit("cumsum", [x], attrs)
 
@@ -106,7 +108,7 @@ def trilu(b: GraphBuilder, n: OnnxNode) -> Value:
     k = 0 if diagonal is None else b.ints(diagonal, "the diagonal")[0]
     rows, columns = _grid(b, *x.shape[-2:])
     edge = Call("add", (Arg(0), Const(k, "int64")))
-    kept = Call("le", (edge, Arg(1)) if n.int("upper", 1) else (Arg(1), edge))
+    kept = Call("le", (edge, Arg(1)) if n.integer("upper", 1) else (Arg(1), edge))
     mask = b.pointwise(kept, rows, columns)
     zero = b.constant(np.zeros((), x.dtype))
     return b.call("where", mask, x, zero)
@@ -116,9 +118,9 @@ def eye_like(b: GraphBuilder, n: OnnxNode) -> Value:
     x = n.value(0)
     if x.type.rank != 2:
         raise Invalid(f"EyeLike of a tensor of rank {x.type.rank}")
-    dtype = dtype_name(n.int("dtype")) if n.has("dtype") else x.dtype
+    dtype = dtype_name(n.integer("dtype")) if n.has("dtype") else x.dtype
     rows, columns = _grid(b, *x.shape)
-    edge = Call("add", (Arg(0), Const(n.int("k", 0), "int64")))
+    edge = Call("add", (Arg(0), Const(n.integer("k", 0), "int64")))
     return b.cast(b.pointwise(Call("eq", (edge, Arg(1))), rows, columns), dtype)
 
 
@@ -127,7 +129,7 @@ def one_hot(b: GraphBuilder, n: OnnxNode) -> Value:
     indices = b.cast(n.value(0), "int64")
     (depth,) = b.dims(b.cast(n.value(1), "int64"), "the depth")
     values = n.value(2)
-    axis = normal_axis(n.int("axis", -1), indices.type.rank + 1)
+    axis = normal_axis(n.integer("axis", -1), indices.type.rank + 1)
     wide = b.reshape(indices, (*indices.shape[:axis], 1, *indices.shape[axis:]))
     positions = b.reshape(
         b.range(0, 1, depth, "int64"), (depth, *(1,) * (indices.type.rank - axis))

@@ -36,7 +36,7 @@ def gemm(b: GraphBuilder, n: OnnxNode) -> Value:
     same_dtypes(*(v for v in (left, right, c) if v is not None))
     if left.type.rank != 2 or right.type.rank != 2:
         raise Invalid(f"Gemm of tensors of rank {left.type.rank} and {right.type.rank}")
-    alpha, beta = n.float("alpha", 1.0), n.float("beta", 1.0)
+    alpha, beta = n.number("alpha", 1.0), n.number("beta", 1.0)
     tree: Expr = Arg(0)
     extras = []
     if alpha != 1:
@@ -48,14 +48,14 @@ def gemm(b: GraphBuilder, n: OnnxNode) -> Value:
         tree = Call("add", (tree, term))
         extras.append(c)
     attrs = MatMulAttrs(
-        bool(n.int("transA", 0)), bool(n.int("transB", 0)), None if tree == Arg(0) else tree
+        bool(n.integer("transA", 0)), bool(n.integer("transB", 0)), None if tree == Arg(0) else tree
     )
     return b.emit("matmul", [left, right, *extras], attrs)
 
 
 def einsum(b: GraphBuilder, n: OnnxNode) -> Value:
     """Pairs of operands become batched matrix products, left to right."""
-    equation = n.string("equation").replace(" ", "")
+    equation = n.text("equation").replace(" ", "")
     left, arrow, result = equation.partition("->")
     terms = left.split(",")
     if "." in equation:
@@ -98,9 +98,7 @@ def _contract(
     sizes = dict(zip(y_labels, y.shape, strict=True)) | dict(zip(x_labels, x.shape, strict=True))
     both = [c for c in x_labels if c in y_labels]
     batch, inner = [c for c in both if c in needed], [c for c in both if c not in needed]
-    rows, columns = (
-        [c for c in labels if c not in both] for labels in (x_labels, y_labels)
-    )
+    rows, columns = ([c for c in labels if c not in both] for labels in (x_labels, y_labels))
 
     def arranged(value: Value, labels: str, groups: Sequence[Sequence[str]]) -> Value:
         moved = b.transpose(value, [labels.index(c) for group in groups for c in group])
@@ -109,7 +107,10 @@ def _contract(
 
     product = b.emit(
         "matmul",
-        [arranged(x, x_labels, [batch, rows, inner]), arranged(y, y_labels, [batch, inner, columns])],
+        [
+            arranged(x, x_labels, [batch, rows, inner]),
+            arranged(y, y_labels, [batch, inner, columns]),
+        ],
         MatMulAttrs(),
     )
     labels = [*batch, *rows, *columns]

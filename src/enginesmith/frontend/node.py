@@ -1,7 +1,7 @@
 """One ONNX node as its importer sees it: operands as Values, attributes read with their types.
 
-Importers raise `Invalid` (the model breaks ONNX's rules) or `Unsupported` (it doesn't, but no lowering
-exists); the driver adds the node's name and goes on with the other nodes.
+Importers raise `Invalid` (the model breaks ONNX's rules) or `Unsupported` (it doesn't, but no
+lowering exists); the driver adds the node's name and goes on with the other nodes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from enginesmith.ir.expr import DTYPES
 from enginesmith.ir.graph import Value
 
 
-class Refusal(Exception):
+class Refusal(Exception):  # noqa: N818 (not an error by itself: the driver collects them)
     """Why a node can't be imported, and what the user can do."""
 
     def __init__(self, reason: str, remedy: str = "") -> None:
@@ -41,14 +41,13 @@ def dtype_name(elem_type: int, what: str = "a tensor") -> str:
         raise Invalid(f"{what} has the unknown element type {elem_type}") from None
     if name not in DTYPES:
         onnx_name = TensorProto.DataType.Name(elem_type).lower()
-        raise Unsupported(
-            f"{what} has element type {onnx_name}", f"supported: {', '.join(DTYPES)}"
-        )
+        raise Unsupported(f"{what} has element type {onnx_name}", f"supported: {', '.join(DTYPES)}")
     return name
 
 
 def label(node: onnx.NodeProto) -> str:
-    """How errors and provenance call a node: its name, or operator and first output when unnamed."""
+    """How errors and provenance call a node: its name, or operator and first output when
+    unnamed."""
     if node.name:
         return node.name
     outputs = [name for name in node.output if name]
@@ -58,9 +57,7 @@ def label(node: onnx.NodeProto) -> str:
 class OnnxNode:
     """Operands and attributes of one node. `opset`: the version its domain is imported at."""
 
-    def __init__(
-        self, proto: onnx.NodeProto, opset: int, inputs: Sequence[Value | None]
-    ) -> None:
+    def __init__(self, proto: onnx.NodeProto, opset: int, inputs: Sequence[Value | None]) -> None:
         self.proto = proto
         self.opset = opset
         self.inputs = list(inputs)
@@ -89,30 +86,30 @@ class OnnxNode:
         """Is the attribute written in the file?"""
         return name in self._attributes
 
-    def int(self, name: str, default: int | None = None) -> int:
+    def integer(self, name: str, default: int | None = None) -> int:
         found = self._get(name, AttributeProto.INT, default is None)
         if found is not None:
             return int(found.i)
         assert default is not None
         return default
 
-    def ints(self, name: str, default: Sequence[int] | None = None) -> tuple[int, ...]:
+    def integers(self, name: str, default: Sequence[int] | None = None) -> tuple[int, ...]:
         found = self._get(name, AttributeProto.INTS, default is None)
         return tuple(found.ints if found is not None else default or ())
 
-    def float(self, name: str, default: float | None = None) -> float:
+    def number(self, name: str, default: float | None = None) -> float:
         found = self._get(name, AttributeProto.FLOAT, default is None)
         if found is not None:
             return float(found.f)
         assert default is not None
         return default
 
-    def floats(self, name: str) -> tuple[float, ...]:  # type: ignore[valid-type]
+    def numbers(self, name: str) -> tuple[float, ...]:
         found = self._get(name, AttributeProto.FLOATS, required=True)
         assert found is not None
         return tuple(found.floats)
 
-    def string(self, name: str, default: str | None = None) -> str:
+    def text(self, name: str, default: str | None = None) -> str:
         found = self._get(name, AttributeProto.STRING, default is None)
         if found is not None:
             return found.s.decode(errors="replace")
@@ -124,10 +121,8 @@ class OnnxNode:
         assert found is not None
         return found.t
 
-    def _get(self, name: str, kind: AttributeProto.AttributeType, required: bool) -> (
-        AttributeProto | None
-    ):
-        found = self._attributes.get(name)
+    def _get(self, name: str, kind: int, required: bool) -> AttributeProto | None:
+        found: AttributeProto | None = self._attributes.get(name)
         if found is None:
             if required:
                 raise Invalid(f"the attribute {name} is missing")
@@ -141,7 +136,7 @@ class OnnxNode:
 
     def axis(self, rank: int, default: int | None = None, name: str = "axis") -> int:
         """The attribute as a non-negative axis of a tensor of this rank."""
-        return normal_axis(self.int(name, default), rank)
+        return normal_axis(self.integer(name, default), rank)
 
 
 def normal_axis(axis: int, rank: int) -> int:

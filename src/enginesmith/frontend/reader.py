@@ -1,9 +1,10 @@
-"""Reading ONNX: a path, bytes or a ModelProto; external data is checked at once and mapped lazily."""
+"""Reading ONNX: a path, bytes or a ModelProto; external data is checked at once and mapped
+lazily."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -11,19 +12,21 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper, inliner, numpy_helper
 
 from enginesmith.errors import ModelError, Problem, UnsupportedError
 
 _LARGEST_FILE = 2**31 - 1
+STANDARD = ("", "ai.onnx")
+"""Names of the domain of ONNX's own operators."""
 _IR_VERSION_FIELD = b"\x08"  # the first byte of nearly every ONNX file: field 1, varint
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model read: `proto` holds no external data, which lies in `folder` (None: the model came from
-    memory). `name`: for messages."""
+    """A model read: `proto` holds no external data, which lies in `folder` (None: the model came
+    from memory). `name`: for messages."""
 
     proto: onnx.ModelProto
     folder: Path | None
@@ -72,11 +75,29 @@ def read_model(source: Source) -> Model:
     return Model(proto, folder, name)
 
 
+def expanded(model: Model, known: Collection[str]) -> Model:
+    """The model with standard operators outside `known` replaced by the functions ONNX defines them
+    with, where it does (Attention, CenterCropPad, ...)."""
+    foreign = {
+        n.op_type for n in model.proto.graph.node if n.domain in STANDARD and n.op_type not in known
+    }
+    composites = sorted(foreign - {"Constant"})
+    if not composites:
+        return model
+    try:
+        proto = inliner.inline_selected_functions(
+            model.proto, [("", op) for op in composites], inline_schema_functions=True
+        )
+    except Exception:  # onnx raises bare C++ exceptions; the operators then count as unknown
+        return model
+    return Model(proto, model.folder, model.name)
+
+
 def _bytes_of(path: Path) -> bytes:
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise UnsupportedError(
-                f"{path} is larger than 2 GiB, more than an ONNX file can hold: save the model with "
+                f"{path} is larger than 2 GiB, more than an ONNX file can hold: save it with "
                 "external data (onnx.save(..., save_as_external_data=True))"
             )
         return path.read_bytes()
@@ -92,8 +113,10 @@ def _parse(data: bytes, name: str) -> onnx.ModelProto:
         proto.ParseFromString(data)
     except (DecodeError, RuntimeError) as error:
         if data[:1] == _IR_VERSION_FIELD:
-            raise ModelError(f"{name} is truncated or damaged: it ends or breaks off inside a field "
-                             f"({len(data)} bytes read)") from error  # fmt: skip
+            raise ModelError(
+                f"{name} is truncated or damaged: it breaks off inside a field "
+                f"({len(data)} bytes read)"
+            ) from error
         raise ModelError(f"{name} isn't an ONNX model: no protobuf message") from error
     return proto
 

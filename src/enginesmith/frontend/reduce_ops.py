@@ -24,15 +24,15 @@ def reduce(kind: str) -> Importer:
     def importer(b: GraphBuilder, n: OnnxNode) -> Value:
         x = n.value(0)
         operand = n.optional(1)
-        given = n.ints("axes", ()) if operand is None else b.ints(operand, "the list of axes")
-        if not given and n.int("noop_with_empty_axes", 0):
+        given = n.integers("axes", ()) if operand is None else b.ints(operand, "the list of axes")
+        if not given and n.integer("noop_with_empty_axes", 0):
             # The pointwise part of the reduction still happens, over single elements.
             axes: tuple[int, ...] = ()
         else:
             axes = normal_axes(given or range(x.type.rank), x.type.rank)
         if not axes and kind in ("sum", "mean", "max", "min", "prod"):
             return x
-        return b.emit("reduce", [x], ReduceAttrs(kind, axes, bool(n.int("keepdims", 1))))
+        return b.emit("reduce", [x], ReduceAttrs(kind, axes, bool(n.integer("keepdims", 1))))
 
     return importer
 
@@ -47,8 +47,8 @@ def arg_reduce(kind: str) -> Importer:
     def importer(b: GraphBuilder, n: OnnxNode) -> Value:
         x = n.value(0)
         axis = n.axis(x.type.rank, 0)
-        attrs = ReduceAttrs(kind, (axis,), bool(n.int("keepdims", 1)))
-        if not n.int("select_last_index", 0):
+        attrs = ReduceAttrs(kind, (axis,), bool(n.integer("keepdims", 1)))
+        if not n.integer("select_last_index", 0):
             return b.emit("reduce", [x], attrs)
         size = x.shape[axis]
         if not isinstance(size, int):
@@ -101,13 +101,13 @@ def _channels(b: GraphBuilder, value: Value, x: Value) -> Value:
 
 def batch_normalization(b: GraphBuilder, n: OnnxNode) -> Value:
     """x * scale + shift; with constant parameters both are constants of shape (c, 1, ...)."""
-    if n.int("training_mode", 0) or n.outputs > 1:
+    if n.integer("training_mode", 0) or n.outputs > 1:
         raise Unsupported("BatchNormalization in training mode", "export the model for inference")
-    if not n.int("spatial", 1):
+    if not n.integer("spatial", 1):
         raise Unsupported("BatchNormalization with spatial=0")
     x = n.value(0)
     gamma, beta, mean, variance = (_channels(b, n.value(i), x) for i in range(1, 5))
-    epsilon = n.float("epsilon", 1e-5)
+    epsilon = n.number("epsilon", 1e-5)
     data = [v.data for v in (gamma, beta, mean, variance)]
     if all(d is not None for d in data):
         g, s, m, v = (np.asarray(d, np.float64) for d in data)
@@ -137,12 +137,17 @@ def _normalized(b: GraphBuilder, n: OnnxNode, rms: bool) -> Value:
     parameters = [v for v in (n.value(1), n.optional(2)) if v is not None]
     fitted = []
     for value in parameters:
-        while value.type.rank > x.type.rank - axis and dims.equal(value.shape[0], 1):
-            value = b.reshape(value, value.shape[1:])
-        fitted.append(b.expand(value, x.shape[axis:]))
-        if fitted[-1].type.rank != x.type.rank - axis:
-            raise Unsupported(f"a scale of type {value.type} that reaches beyond the axes normalised")
-    return b.emit("normalization", [x, *fitted], NormalizationAttrs(axis, n.float("epsilon", 1e-5), rms))
+        excess = max(value.type.rank - (x.type.rank - axis), 0)
+        fits = all(dims.equal(d, 1) for d in value.shape[:excess])
+        if fits:
+            fitted.append(b.expand(b.reshape(value, value.shape[excess:]), x.shape[axis:]))
+        else:
+            raise Unsupported(
+                f"a scale of type {value.type} that reaches beyond the axes normalised"
+            )
+    return b.emit(
+        "normalization", [x, *fitted], NormalizationAttrs(axis, n.number("epsilon", 1e-5), rms)
+    )
 
 
 def _standardized(
@@ -163,12 +168,12 @@ def _standardized(
 def instance_normalization(b: GraphBuilder, n: OnnxNode) -> Value:
     x = n.value(0)
     scale, bias = (_channels(b, n.value(i), x) for i in (1, 2))
-    return _standardized(b, x, tuple(range(2, x.type.rank)), n.float("epsilon", 1e-5), scale, bias)
+    return _standardized(b, x, tuple(range(2, x.type.rank)), n.number("epsilon", 1e-5), scale, bias)
 
 
 def group_normalization(b: GraphBuilder, n: OnnxNode) -> Value:
     """Opset 21: scale and bias per channel; opset 18: per group."""
-    x, groups = n.value(0), n.int("num_groups")
+    x, groups = n.value(0), n.integer("num_groups")
     batch, channels = x.shape[:2]
     if not isinstance(channels, int) or groups < 1 or channels % groups:
         raise Invalid(f"{dims.to_text(channels)} channels in {groups} groups")
@@ -179,19 +184,19 @@ def group_normalization(b: GraphBuilder, n: OnnxNode) -> Value:
     per_group = n.opset < 21 or scale.shape[0] != channels
     scale, bias = (b.reshape(v, (groups, 1 if per_group else width, *tail)) for v in (scale, bias))
     axes = tuple(range(2, x.type.rank + 1))
-    result = _standardized(b, grouped, axes, n.float("epsilon", 1e-5), scale, bias)
+    result = _standardized(b, grouped, axes, n.number("epsilon", 1e-5), scale, bias)
     return b.reshape(result, x.shape)
 
 
 def mean_variance_normalization(b: GraphBuilder, n: OnnxNode) -> Value:
     x = n.value(0)
-    axes = normal_axes(n.ints("axes", (0, 2, 3)), x.type.rank)
+    axes = normal_axes(n.integers("axes", (0, 2, 3)), x.type.rank)
     return _standardized(b, x, axes, 1e-9)
 
 
 def lp_normalization(b: GraphBuilder, n: OnnxNode) -> Value:
     x = n.value(0)
-    p = n.int("p", 2)
+    p = n.integer("p", 2)
     if p not in (1, 2):
         raise Invalid(f"LpNormalization with p={p}")
     norm = b.emit("reduce", [x], ReduceAttrs(f"l{p}", (n.axis(x.type.rank, -1),), True))
@@ -202,7 +207,7 @@ def lp_normalization(b: GraphBuilder, n: OnnxNode) -> Value:
 
 def local_response_normalization(b: GraphBuilder, n: OnnxNode) -> Value:
     """x / (bias + alpha / size * sum of squares over `size` neighbouring channels) ** beta."""
-    x, size = n.value(0), n.int("size")
+    x, size = n.value(0), n.integer("size")
     rank = x.type.rank
     pads = [0] * (2 * rank)
     pads[1], pads[rank + 1] = (size - 1) // 2, size // 2
@@ -212,7 +217,7 @@ def local_response_normalization(b: GraphBuilder, n: OnnxNode) -> Value:
     total: Expr = Arg(1)
     for i in range(1, size):
         total = Call("add", (total, Arg(1 + i)))
-    scaled = Call("mul", (total, scalar(n.float("alpha", 1e-4) / size, x.dtype)))
-    base = Call("add", (scaled, scalar(n.float("bias", 1.0), x.dtype)))
-    norm = Call("pow", (base, scalar(n.float("beta", 0.75), x.dtype)))
+    scaled = Call("mul", (total, scalar(n.number("alpha", 1e-4) / size, x.dtype)))
+    base = Call("add", (scaled, scalar(n.number("bias", 1.0), x.dtype)))
+    norm = Call("pow", (base, scalar(n.number("beta", 0.75), x.dtype)))
     return b.pointwise(Call("div", (Arg(0), norm)), x, *shifted)

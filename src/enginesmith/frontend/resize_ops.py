@@ -23,7 +23,7 @@ _COORDINATES = (
 
 def upsample_attributes(b: GraphBuilder, n: OnnxNode) -> Value:
     """Opset 7: the scales are an attribute."""
-    scales = b.constant(np.array(n.floats("scales"), np.float32))
+    scales = b.constant(np.array(n.numbers("scales"), np.float32))
     return _simple(b, n, n.value(0), scales)
 
 
@@ -34,7 +34,7 @@ def upsample_operands(b: GraphBuilder, n: OnnxNode) -> Value:
 
 def _simple(b: GraphBuilder, n: OnnxNode, x: Value, scales: Value) -> Value:
     """The rules before opset 11: coordinates divided by the scale, rounded down."""
-    mode = {"bilinear": "linear"}.get(n.string("mode", "nearest"), n.string("mode", "nearest"))
+    mode = {"bilinear": "linear"}.get(n.text("mode", "nearest"), n.text("mode", "nearest"))
     shape, factors = _scaled(b, x, range(x.type.rank), scales)
     return _resized(b, x, shape, ResizeAttrs(mode, "asymmetric", "floor", factors))
 
@@ -42,11 +42,11 @@ def _simple(b: GraphBuilder, n: OnnxNode, x: Value, scales: Value) -> Value:
 def resize(b: GraphBuilder, n: OnnxNode) -> Value:
     """Opset 11: operands roi (unused), scales or sizes; opset 18 adds axes and policies."""
     x, scales, sizes = n.value(0), n.optional(2), n.optional(3)
-    if n.int("antialias", 0):
+    if n.integer("antialias", 0):
         raise Unsupported("Resize with antialias=1")
-    axes = [normal_axis(a, x.type.rank) for a in n.ints("axes", range(x.type.rank))]
+    axes = [normal_axis(a, x.type.rank) for a in n.integers("axes", range(x.type.rank))]
     if sizes is not None and sizes.shape != (0,):
-        policy = n.string("keep_aspect_ratio_policy", "stretch")
+        policy = n.text("keep_aspect_ratio_policy", "stretch")
         shape = _sized(x, axes, b.dims(sizes, "the output size"), policy)
         factors: tuple[float | None, ...] = (None,) * x.type.rank
     elif scales is not None:
@@ -54,12 +54,12 @@ def resize(b: GraphBuilder, n: OnnxNode) -> Value:
     else:
         raise Invalid("Resize has neither scales nor sizes")
     attrs = ResizeAttrs(
-        n.string("mode", "nearest"),
-        n.string("coordinate_transformation_mode", "half_pixel"),
-        n.string("nearest_mode", "round_prefer_floor"),
+        n.text("mode", "nearest"),
+        n.text("coordinate_transformation_mode", "half_pixel"),
+        n.text("nearest_mode", "round_prefer_floor"),
         factors,
-        n.float("cubic_coeff_a", -0.75),
-        bool(n.int("exclude_outside", 0)),
+        n.number("cubic_coeff_a", -0.75),
+        bool(n.integer("exclude_outside", 0)),
     )
     return _resized(b, x, shape, attrs)
 

@@ -1,4 +1,5 @@
-"""Importers of operators that move elements without computing: reshape, transpose, slice, concat, ..."""
+"""Importers of operators that move elements without computing: reshape, transpose, slice, concat,
+..."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ def shape(b: GraphBuilder, n: OnnxNode) -> Value:
     """Opset 15 adds start and end."""
     x = n.value(0)
     rank = x.type.rank
-    end = n.int("end", rank)
-    return b.known(list(x.shape[slice(n.int("start", 0), end)]))
+    end = n.integer("end", rank)
+    return b.known(list(x.shape[slice(n.integer("start", 0), end)]))
 
 
 def size(b: GraphBuilder, n: OnnxNode) -> Value:
@@ -32,11 +33,13 @@ def size(b: GraphBuilder, n: OnnxNode) -> Value:
 def reshape(b: GraphBuilder, n: OnnxNode) -> Value:
     x = n.value(0)
     wanted = list(b.dims(n.value(1), "the target shape"))
-    if not n.int("allowzero", 0):
+    if not n.integer("allowzero", 0):
         for axis, d in enumerate(wanted):
             if isinstance(d, int) and d == 0:
                 if axis >= x.type.rank:
-                    raise Invalid(f"the target shape copies axis {axis} of a rank {x.type.rank} input")
+                    raise Invalid(
+                        f"the target shape copies axis {axis} of a rank {x.type.rank} input"
+                    )
                 wanted[axis] = x.shape[axis]
     return b.reshape(x, resolved(x.shape, wanted))
 
@@ -71,7 +74,7 @@ def resolved(old: Sequence[Dim], wanted: Sequence[Dim]) -> tuple[Dim, ...]:
 
 def flatten(b: GraphBuilder, n: OnnxNode) -> Value:
     x = n.value(0)
-    axis = n.int("axis", 1)
+    axis = n.integer("axis", 1)
     axis = axis if axis == x.type.rank else normal_axis(axis, x.type.rank)
     return b.reshape(x, (dims.product(x.shape[:axis]), dims.product(x.shape[axis:])))
 
@@ -81,7 +84,7 @@ def _axes(b: GraphBuilder, n: OnnxNode, rank: int) -> tuple[int, ...] | None:
     operand = n.optional(1)
     if operand is not None:
         return normal_axes(b.ints(operand, "the list of axes"), rank)
-    return normal_axes(n.ints("axes"), rank) if n.has("axes") else None
+    return normal_axes(n.integers("axes"), rank) if n.has("axes") else None
 
 
 def squeeze(b: GraphBuilder, n: OnnxNode) -> Value:
@@ -98,7 +101,7 @@ def squeeze(b: GraphBuilder, n: OnnxNode) -> Value:
 def unsqueeze(b: GraphBuilder, n: OnnxNode) -> Value:
     x = n.value(0)
     operand = n.optional(1)
-    given = n.ints("axes") if operand is None else b.ints(operand, "the list of axes")
+    given = n.integers("axes") if operand is None else b.ints(operand, "the list of axes")
     axes = normal_axes(given, x.type.rank + len(given))
     sizes = iter(x.shape)
     rank = x.type.rank + len(axes)
@@ -107,7 +110,7 @@ def unsqueeze(b: GraphBuilder, n: OnnxNode) -> Value:
 
 def transpose(b: GraphBuilder, n: OnnxNode) -> Value:
     x = n.value(0)
-    return b.transpose(x, n.ints("perm", tuple(reversed(range(x.type.rank)))))
+    return b.transpose(x, n.integers("perm", tuple(reversed(range(x.type.rank)))))
 
 
 def expand(b: GraphBuilder, n: OnnxNode) -> Value:
@@ -146,9 +149,9 @@ def split(b: GraphBuilder, n: OnnxNode) -> list[Value]:
     if operand is not None:
         sizes = list(b.dims(operand, "the split sizes"))
     elif n.has("split"):
-        sizes = list(n.ints("split"))
+        sizes = list(n.integers("split"))
     else:
-        count = n.int("num_outputs", len(n.proto.output))
+        count = n.integer("num_outputs", len(n.proto.output))
         part = dims.ceildiv(total, count)
         sizes = [part] * (count - 1)
         sizes.append(dims.simplify(total - part * (count - 1)))
@@ -166,8 +169,8 @@ def split(b: GraphBuilder, n: OnnxNode) -> list[Value]:
 
 def slice_attributes(b: GraphBuilder, n: OnnxNode) -> Value:
     """Opset 1: starts, ends and axes are attributes."""
-    starts, ends = n.ints("starts"), n.ints("ends")
-    axes = n.ints("axes", range(len(starts)))
+    starts, ends = n.integers("starts"), n.integers("ends")
+    axes = n.integers("axes", range(len(starts)))
     return _slice(b, n.value(0), starts, ends, axes, [1] * len(starts))
 
 
@@ -198,8 +201,8 @@ def _slice(
     firsts: list[Dim] = [0] * x.type.rank
     strides = [1] * x.type.rank
     lengths = list(x.shape)
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        axis = normal_axis(axis, x.type.rank)
+    positions = [normal_axis(axis, x.type.rank) for axis in axes]
+    for start, end, axis, step in zip(starts, ends, positions, steps, strict=True):
         if step == 0:
             raise Invalid("a slice with step 0")
         strides[axis] = step
@@ -210,8 +213,8 @@ def _slice(
 def slice_bounds(start: Dim, end: Dim, step: int, size: Dim) -> tuple[Dim, Dim]:
     """(first index, length) of one axis, clamped by ONNX's rules.
 
-    A symbolic bound that would be negative for small sizes counts as 0: it can't also mean "from the
-    end".
+    A symbolic bound that would be negative for small sizes counts as 0: it can't also mean "from
+    the end".
     """
     if step > 0:
         first, last = _clamped(start, size, 0), _clamped(end, size, 0)
@@ -237,7 +240,10 @@ def _clamped(bound: Dim, size: Dim, lowest: int) -> Dim:
 
 
 def _larger(a: Dim, b: Dim) -> Dim:
-    return a if not isinstance(a - b, int) and (a - b).is_nonnegative else dims.dim_max(a, b)
+    difference = dims.simplify(a - b)
+    if not isinstance(difference, int) and difference.is_nonnegative:
+        return a
+    return dims.dim_max(a, b)
 
 
 def _smaller(a: Dim, b: Dim) -> Dim:
@@ -256,7 +262,9 @@ def _non_negative(dim: Dim) -> Dim:
 
 def pad_attributes(b: GraphBuilder, n: OnnxNode) -> Value:
     """Opset 2: the pads are an attribute."""
-    return padded(b, n.value(0), n.ints("pads"), n.string("mode", "constant"), n.float("value", 0))
+    return padded(
+        b, n.value(0), n.integers("pads"), n.text("mode", "constant"), n.number("value", 0)
+    )
 
 
 def pad_operands(b: GraphBuilder, n: OnnxNode) -> Value:
@@ -273,7 +281,7 @@ def pad_operands(b: GraphBuilder, n: OnnxNode) -> Value:
             spread[axis], spread[x.type.rank + axis] = pads[i], pads[len(chosen) + i]
         pads = tuple(spread)
     fill = 0.0 if value is None else float(b.numbers(value, "the padding's value").item())
-    return padded(b, x, pads, n.string("mode", "constant"), fill)
+    return padded(b, x, pads, n.text("mode", "constant"), fill)
 
 
 def padded(b: GraphBuilder, x: Value, pads: Sequence[Dim], mode: str, fill: float) -> Value:
@@ -285,9 +293,7 @@ def padded(b: GraphBuilder, x: Value, pads: Sequence[Dim], mode: str, fill: floa
         raise Invalid(f"{len(pads)} pads for a tensor of rank {rank}")
     cut = [max(-p, 0) if isinstance(p, int) else 0 for p in pads]
     if any(cut):
-        sizes = [
-            dims.simplify(d - cut[axis] - cut[rank + axis]) for axis, d in enumerate(x.shape)
-        ]
+        sizes = [dims.simplify(d - cut[axis] - cut[rank + axis]) for axis, d in enumerate(x.shape)]
         x = b.slice(x, cut[:rank], [1] * rank, sizes)
     grow = tuple(max(p, 0) if isinstance(p, int) else p for p in pads)
     if all(isinstance(p, int) and p == 0 for p in grow):
@@ -296,10 +302,10 @@ def padded(b: GraphBuilder, x: Value, pads: Sequence[Dim], mode: str, fill: floa
 
 
 def depth_to_space(b: GraphBuilder, n: OnnxNode) -> Value:
-    x, block = n.value(0), n.int("blocksize")
+    x, block = n.value(0), n.integer("blocksize")
     batch, channels, height, width = _rank4(x)
     depth = dims.floordiv(channels, block * block)
-    if n.string("mode", "DCR") == "DCR":
+    if n.text("mode", "DCR") == "DCR":
         split_shape, perm = (batch, block, block, depth, height, width), (0, 3, 4, 1, 5, 2)
     else:
         split_shape, perm = (batch, depth, block, block, height, width), (0, 1, 4, 2, 5, 3)
@@ -308,7 +314,7 @@ def depth_to_space(b: GraphBuilder, n: OnnxNode) -> Value:
 
 
 def space_to_depth(b: GraphBuilder, n: OnnxNode) -> Value:
-    x, block = n.value(0), n.int("blocksize")
+    x, block = n.value(0), n.integer("blocksize")
     batch, channels, height, width = _rank4(x)
     rows, columns = dims.floordiv(height, block), dims.floordiv(width, block)
     spread = b.reshape(x, (batch, channels, rows, block, columns, block))

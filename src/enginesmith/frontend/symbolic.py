@@ -1,8 +1,8 @@
 """Integer arithmetic on shapes, evaluated at import.
 
 Small tensors whose content is known in terms of dimension symbols are object arrays of ints, sympy
-expressions (rational ones where the model computes sizes in floating point) and bools. `evaluate` runs
-one IR operator on such arrays; Undecidable means the operator has to run as data after all.
+expressions (rational ones where the model computes sizes in floating point) and bools. `evaluate`
+runs one IR operator on such arrays; Undecidable means the operator has to run as data after all.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LARGEST = 1024
 """Elements up to which contents are tracked: shapes, sizes and the scales computed from them."""
 
 
-class Undecidable(Exception):
+class Undecidable(Exception):  # noqa: N818 (a way out, not an error)
     """The result depends on the values of symbols in a way no expression here can say."""
 
 
@@ -43,8 +43,9 @@ def contents_of(data: np.ndarray[Any, Any]) -> Contents:
 
 
 def _rational(x: Any) -> sympy.Rational:
-    """The simple fraction a float stands for (0.7f means 7/10), else its exact value: sizes computed
-    with the fraction round as the file's arithmetic does, whose own results are rounded too."""
+    """The simple fraction a float stands for (0.7f means 7/10), else its exact value: sizes
+    computed with the fraction round as the file's arithmetic does, whose own results are rounded
+    too."""
     simple = Fraction(float(x)).limit_denominator(4096)
     chosen = simple if x.dtype.type(float(simple)) == x else Fraction(float(x))
     return sympy.Rational(chosen.numerator, chosen.denominator)

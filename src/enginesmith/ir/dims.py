@@ -33,6 +33,10 @@ class FloorDiv(sympy.Function):  # type: ignore[misc]
         if b.is_Integer:
             if isinstance(a, FloorDiv) and a.args[1].is_Integer and a.args[1] > 0 and b > 0:
                 return FloorDiv(a.args[0], a.args[1] * b)
+            if a.is_Add and len(a.args) == 2 and b > 0:  # ((p // m) + c) // b = (p + c*m) // (m*b)
+                c, inner = a.args
+                if c.is_Integer and isinstance(inner, FloorDiv) and inner.args[1].is_Integer:
+                    return FloorDiv(inner.args[0] + c * inner.args[1], inner.args[1] * b)
             whole, rest = _split_multiple(sympy.expand(a), int(b))
             if whole != 0:
                 return whole + FloorDiv(rest, b) if rest != 0 else whole

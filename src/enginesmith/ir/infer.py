@@ -73,7 +73,8 @@ def window_output(
 
 
 def _conv(attrs: ConvAttrs, x: TensorType, w: TensorType) -> TensorType:
-    _rank(x, 4), _rank(w, 4)
+    _rank(x, 4)
+    _rank(w, 4)
     if not dims.equal(x.shape[1], w.shape[1] * attrs.groups):
         raise ValueError(
             f"the input has {dims.to_text(x.shape[1])} channels, the weights are for "
@@ -88,7 +89,8 @@ def _conv(attrs: ConvAttrs, x: TensorType, w: TensorType) -> TensorType:
 
 
 def _conv_transpose(attrs: ConvTransposeAttrs, x: TensorType, w: TensorType) -> TensorType:
-    _rank(x, 4), _rank(w, 4)
+    _rank(x, 4)
+    _rank(w, 4)
     if not dims.equal(x.shape[1], w.shape[0]):
         raise ValueError(
             f"the input has {dims.to_text(x.shape[1])} channels, the weights are for "

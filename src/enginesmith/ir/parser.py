@@ -1,5 +1,4 @@
-"""The inverse of the printer: text -> Graph. `print_graph(parse_graph(print_graph(g), ...))` is the same
-text again."""
+"""The inverse of the printer: text -> Graph; printing the result gives the same text again."""
 
 from __future__ import annotations
 
@@ -29,8 +28,8 @@ _DIM = re.compile(r"<([^<>]*)>")
 
 
 def parse_graph(text: str, constants: Mapping[str, np.ndarray[Any, Any]] | None = None) -> Graph:
-    """Read `print_graph`'s text. `constants`: arrays of the constants printed as hashes, by printed name
-    (without %) or by hash. ValueError names the line and what is wrong with it."""
+    """Read `print_graph`'s text. `constants`: arrays of the constants printed as hashes, by printed
+    name (without %) or by hash. ValueError names the line and what is wrong with it."""
     reader = _GraphReader(constants or {})
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -248,7 +247,9 @@ def _expression(cursor: _Cursor) -> Expr:
     word = _WORD.match(cursor.text, cursor.at)
     if word is None or word.group() in ("True", "False", "inf", "nan"):
         value = _scalar(cursor)
-        return Const(value, cursor.need(_WORD, "a type").group()) if cursor.skip(":") else Const(value)
+        if cursor.skip(":"):
+            return Const(value, cursor.need(_WORD, "a type").group())
+        return Const(value)
     name = cursor.need(_WORD, "an operator").group()
     cursor.sign("(")
     operands = []

@@ -4,13 +4,14 @@
       input %x: float32[batch, 3, 8, 8]
       const %w: float32[4, 3, 3, 3] #5be1c64a09d1
       const %b: float32[4, 1, 1] = [0.0, 1.0, 2.0, 3.0]
-      %y: float32[batch, 4, 6, 6] = conv(%x, %w, %b) {strides=[1, 1], ..., epilogue=`add($0, $1)`} from "c"
+      %y: float32[batch, 4, 6, 6] = conv(%x, %w, %b) {strides=[1, 1], ...} from "c"
       output %y
     }
 
-Attributes at their default are left out. Small constants are printed in full, the others as a hash of
-their bytes; `parser.parse_graph` reads the text back, given the large constants. Names are labels:
-printed ones are made unique with a suffix `.1`, `.2`, ... Constants come at their first use.
+Attributes at their default are left out, expressions stand in backquotes. Small constants are
+printed in full, the others as a hash; `parser.parse_graph` reads the text back, given those. Names
+are labels: printed ones are made unique with a suffix `.1`, `.2`, ... Constants come at their first
+use.
 """
 
 from __future__ import annotations

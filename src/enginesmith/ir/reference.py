@@ -1,4 +1,4 @@
-"""What every IR operator means, in numpy: slow and plain, used to fold constants and to test passes.
+"""What every IR operator means, in numpy: slow and plain. Folds constants and tests passes.
 
 Values keep their type's dtype; `precision="float64"` computes float32 values in double instead.
 """
@@ -152,15 +152,14 @@ def _conv_transpose(a: Any, x: Array, w: Array) -> Array:
             rows = slice(i * dh, i * dh + sh * (h - 1) + 1, sh)
             columns = slice(j * dw, j * dw + sw * (width - 1) + 1, sw)
             total[:, :, :, rows, columns] += product.reshape(n, g, group_out, h, width)
-    total = total.reshape(n, g * group_out, full_h, full_w)
-    return total[:, :, top : full_h - bottom, left : full_w - right]
+    whole: Array = total.reshape(n, g * group_out, full_h, full_w)
+    return whole[:, :, top : full_h - bottom, left : full_w - right]
 
 
 def _matmul(attrs: Any, a: Array, b: Array) -> Array:
-    return np.matmul(
-        np.swapaxes(a, -1, -2) if attrs.transpose_a else a,
-        np.swapaxes(b, -1, -2) if attrs.transpose_b else b,
-    )
+    a = np.swapaxes(a, -1, -2) if attrs.transpose_a else a
+    b = np.swapaxes(b, -1, -2) if attrs.transpose_b else b
+    return np.asarray(np.matmul(a, b))
 
 
 def _attention(attrs: Any, q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
@@ -168,7 +167,7 @@ def _attention(attrs: Any, q: Array, k: Array, v: Array, mask: Array | None = No
     if mask is not None:
         scores = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask
     if attrs.causal:
-        scores = np.where(np.tri(*scores.shape[-2:], dtype=bool), scores, -np.inf)
+        scores = np.where(np.tri(*scores.shape[-2:]).astype(bool), scores, -np.inf)
     return (_softmax_along(scores, -1) @ v).astype(q.dtype)
 
 
@@ -190,7 +189,7 @@ def _log_sum_exp(x: Array, **along: Any) -> Array:
     top = np.max(x, axis=along["axis"], keepdims=True, initial=-np.inf)
     top = np.where(np.isfinite(top), top, 0)
     total = np.sum(np.exp(x - top), axis=along["axis"], keepdims=True)
-    result = np.log(total) + top
+    result: Array = np.log(total) + top
     return result if along["keepdims"] else np.squeeze(result, along["axis"])
 
 
@@ -303,7 +302,7 @@ def _scatter(a: Any, data: Array, indices: Array, updates: Array) -> Array:
     if a.kind == "nd":
         where: tuple[Any, ...] = tuple(np.moveaxis(indices, -1, 0))
     else:
-        grid = list(np.indices(indices.shape, sparse=True))
+        grid: list[Array] = list(np.indices(indices.shape, sparse=True))
         grid[a.axis] = np.where(indices < 0, indices + data.shape[a.axis], indices)
         where = tuple(np.broadcast_arrays(*grid))
     if a.reduction == "none":
@@ -315,7 +314,7 @@ def _scatter(a: Any, data: Array, indices: Array, updates: Array) -> Array:
 
 def _range(a: Any, shape: Sizes, dtype: str, symbols: Mapping[str, int]) -> Array:
     start = a.start if isinstance(a.start, float) else dims.evaluate(a.start, symbols)
-    return (start + np.arange(shape[0]) * a.step).astype(dtype)
+    return np.asarray(start + np.arange(shape[0]) * a.step).astype(dtype)
 
 
 def _shape(a: Any, shape: Sizes, dtype: str, symbols: Mapping[str, int]) -> Array:

@@ -5,7 +5,7 @@ Kernels can use `axis_taps` too: it says which input elements an output element 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -30,7 +30,7 @@ def coordinates(kind: str, size_in: int, size_out: int, scale: float) -> Array:
     return (x + 0.5) / scale - 0.5
 
 
-_ROUND = {
+_ROUND: dict[str, Callable[[Array], Array]] = {
     "round_prefer_floor": lambda x: np.ceil(x - 0.5),
     "round_prefer_ceil": lambda x: np.floor(x + 0.5),
     "floor": np.floor,
@@ -38,9 +38,7 @@ _ROUND = {
 }
 
 
-def axis_taps(
-    attrs: ResizeAttrs, size_in: int, size_out: int, scale: float
-) -> tuple[Array, Array]:
+def axis_taps(attrs: ResizeAttrs, size_in: int, size_out: int, scale: float) -> tuple[Array, Array]:
     """Indices (size_out, taps) int64 within the input and their weights (float64): 1 tap for
     nearest, 2 for linear, 4 for cubic."""
     x = coordinates(attrs.coordinates, size_in, size_out, scale)

@@ -1,4 +1,5 @@
-"""verify(): is a Graph what every pass may rely on? Run between passes; a failure is a bug of ours."""
+"""verify(): is a Graph what every pass relies on? Run between passes; a failure is a bug of
+ours."""
 
 from __future__ import annotations
 
@@ -98,7 +99,7 @@ def _node(node: Node) -> Iterator[str]:
 
 
 def _compatible(a: dims.Shape, b: dims.Shape) -> bool:
-    """Same rank, and no two static sizes that differ (symbolic ones may be equal in ways unprovable)."""
+    """Same rank, no static sizes that differ (symbolic ones may be equal in ways unprovable)."""
     if len(a) != len(b):
         return False
     return all(
@@ -114,7 +115,8 @@ def _value(value: Value) -> Iterator[str]:
     if value.data is not None and (
         value.data.dtype.name != value.dtype or value.data.shape != tuple(value.shape)
     ):
-        yield f"%{value.name} is of type {value.type}, its data {value.data.dtype}{value.data.shape}"
+        found = f"{value.data.dtype}{value.data.shape}"
+        yield f"%{value.name} is of type {value.type}, its data {found}"
 
 
 def _trees(node: Node) -> Iterator[tuple[str, Expr, int]]:

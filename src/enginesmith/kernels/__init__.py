@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from types import ModuleType
 
+from enginesmith.kernels.argmax import cpu as argmax
 from enginesmith.kernels.conv import cpu as conv
+from enginesmith.kernels.cumsum import cpu as cumsum
+from enginesmith.kernels.gather import cpu as gather
 from enginesmith.kernels.halo import cpu as halo
 from enginesmith.kernels.layout import cpu as layout
 from enginesmith.kernels.matmul import cpu as matmul
 from enginesmith.kernels.normalization import cpu as normalization
+from enginesmith.kernels.pad import cpu as pad
 from enginesmith.kernels.pointwise import cpu as pointwise
 from enginesmith.kernels.pool import cpu as pool
+from enginesmith.kernels.range import cpu as range_
 from enginesmith.kernels.reduce import cpu as reduce
 from enginesmith.kernels.resize import cpu as resize
 from enginesmith.kernels.softmax import cpu as softmax
@@ -26,5 +31,10 @@ FAMILIES: dict[str, ModuleType] = {
     "softmax": softmax,
     "normalization": normalization,
     "resize": resize,
+    "gather": gather,
+    "pad": pad,
+    "range": range_,
+    "cumsum": cumsum,
+    "argmax": argmax,
 }
 """Name -> module with the functions of `base.Family`."""

@@ -1,0 +1,17 @@
+"""CumSum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from enginesmith.kernels.base import Problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CumSumProblem(Problem):
+    """operands: x, y, plain, of one shape and dtype. exclusive: the element itself is left out;
+    reverse: summed from the end."""
+
+    axis: int
+    exclusive: bool = False
+    reverse: bool = False

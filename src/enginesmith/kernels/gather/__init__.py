@@ -1,0 +1,1 @@
+"""Elements picked and placed by index."""

@@ -1,0 +1,18 @@
+"""Pad."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from enginesmith.kernels.base import Problem, Size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PadProblem(Problem):
+    """operands: x, y, plain, of one rank and dtype. mode: constant (with `value`), reflect, edge or
+    wrap. before: elements added before each axis (negative: removed); those after it follow from y's
+    shape."""
+
+    mode: str
+    before: tuple[Size, ...]
+    value: float | int | bool = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from enginesmith.kernels.argmax import cpu as argmax
+from enginesmith.kernels.attention import cpu as attention
 from enginesmith.kernels.conv import cpu as conv
 from enginesmith.kernels.cumsum import cpu as cumsum
 from enginesmith.kernels.gather import cpu as gather
@@ -36,5 +37,6 @@ FAMILIES: dict[str, ModuleType] = {
     "range": range_,
     "cumsum": cumsum,
     "argmax": argmax,
+    "attention": attention,
 }
 """Name -> module with the functions of `base.Family`."""

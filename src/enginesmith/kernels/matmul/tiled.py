@@ -145,7 +145,7 @@ def tiled_source(problem: MatMulProblem, tactic: Tactic, target: Target) -> Kern
     """See `emit` of the family."""
     plan = _plan(problem, tactic, target)
     batches = product([a.size for a in plan.shape.batch])
-    heights, widths = _heights(plan), _widths(plan)
+    heights, widths = tile_heights(plan.shape.m, plan.mr), _widths(plan)
     text = PARTIAL + vmath(problem.epilogue)
     text += "".join(_tile(plan, h, v) for h in heights for v in widths)
     phases = [Phase(mul(batches, plan.row_blocks, plan.column_blocks))]
@@ -159,12 +159,11 @@ def tiled_source(problem: MatMulProblem, tactic: Tactic, target: Target) -> Kern
     return KernelSource(text, tuple(phases), 0, workspace)
 
 
-def _heights(plan: _Plan) -> list[int]:
+def tile_heights(size: Size, tallest: int) -> list[int]:
     """Tile heights in use, tallest first: one more for a static rest, halves for an unknown one."""
-    if isinstance(plan.shape.m, int):
-        rest = plan.shape.m % plan.mr
-        return [h for h in (plan.mr, rest) if h and h <= plan.shape.m]
-    heights = [plan.mr]
+    if isinstance(size, int):
+        return [h for h in (tallest, size % tallest) if h and h <= size]
+    heights = [tallest]
     while heights[-1] > 1:
         below = (heights[-1] - 1) // 2
         heights.append(1 << below.bit_length() - 1 if below else 1)
@@ -180,14 +179,9 @@ def _widths(plan: _Plan) -> list[int]:
     return list(range(plan.nv, 0, -1))
 
 
-def _tile(plan: _Plan, height: int, vectors: int) -> str:
-    """NAME_tile_HxV: all of K for one tile, then the epilogue and the stores.
-
-    a: its first row; b: its first column; m, n: where it lies; cols: how many of its columns exist;
-    o: element offsets of the batch entry, per operand."""
-    a = plan.problem.operands[0]
-    row, step = c_size(plan.shape.row.strides[0]), c_size(a.strides[-1])
-    b_row = str(vectors * plan.lanes) if plan.in_panels else plan.b_row
+def accumulate(height: int, vectors: int, depth: str, row: str, step: str, b_row: str) -> str:
+    """C: vf c[height * vectors] = the product of a (elements `row` apart along rows, `step` along the
+    sum) and b (unit columns, rows `b_row` apart), over `depth` terms, all in registers."""
     products = "\n".join(
         f"{{ const vf x = splat(a[k * {step} + {r} * {row}]); "
         + " ".join(f"c[{r * vectors + v}] += x * b{v};" for v in range(vectors))
@@ -198,16 +192,27 @@ def _tile(plan: _Plan, height: int, vectors: int) -> str:
         f"const vf b{v} = load(b + k * {b_row} + {v} * LANES);" for v in range(vectors)
     )
     count = height * vectors
+    return f"""vf c[{count}]; UNROLL for (int i = 0; i < {count}; ++i) c[i] = (vf){{0}};
+for (int64_t k = 0; k < {depth}; ++k) {{
+{loads}
+{products}
+}}"""
+
+
+def _tile(plan: _Plan, height: int, vectors: int) -> str:
+    """NAME_tile_HxV: all of K for one tile, then the epilogue and the stores.
+
+    a: its first row; b: its first column; m, n: where it lies; cols: how many of its columns exist;
+    o: element offsets of the batch entry, per operand."""
+    a = plan.problem.operands[0]
+    row, step = c_size(plan.shape.row.strides[0]), c_size(a.strides[-1])
+    b_row = str(vectors * plan.lanes) if plan.in_panels else plan.b_row
     return f"""
 static __attribute__((noinline)) void NAME_tile_{height}x{vectors}(
   const float *restrict a, const float *restrict b, char *const *p, const int64_t *d,
   const int64_t *o, int64_t m, int64_t n, int64_t cols) {{
 {declare_sizes(plan.problem.slots)}
-vf c[{count}]; UNROLL for (int i = 0; i < {count}; ++i) c[i] = (vf){{0}};
-for (int64_t k = 0; k < {c_size(plan.shape.k)}; ++k) {{
-{loads}
-{products}
-}}
+{accumulate(height, vectors, c_size(plan.shape.k), row, step, b_row)}
 if (cols >= {vectors} * LANES) {{
 {_stores(plan, height, vectors, whole=True)}
 }} else {{

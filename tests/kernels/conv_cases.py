@@ -1,4 +1,4 @@
-"""Convolution problems for tests and benchmarks: layouts as the layout pass makes them, and a float64
+"""Convolution problems for tests and benchmarks, laid out as the layout pass does it, and a float64
 reference."""
 
 from __future__ import annotations
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from enginesmith.ir.expr import Arg, Expr, evaluate
+from enginesmith.ir.expr import Expr, evaluate
 from enginesmith.kernels.base import Operand, Size, add, ceildiv, dense_strides, mul, value_of
-from enginesmith.kernels.conv.problem import ConvProblem
+from enginesmith.kernels.conv.problem import ACCUMULATOR, ConvProblem
 
 NO_HALO = (0, 0, 0, 0)
 
@@ -19,7 +19,7 @@ def blocked(
     more_blocks: int = 0,
 ) -> Operand:  # fmt: skip
     """A blocked activation; `more_blocks` makes it a slice of a wider tensor."""
-    n, c, h, w = shape
+    _, c, h, w = shape
     row = mul(lanes, add(w, halo[1] + halo[3]))
     plane = mul(row, add(h, halo[0] + halo[2]))
     blocks = add(ceildiv(c, lanes), more_blocks)
@@ -47,8 +47,8 @@ def conv(
     lanes: int, n: Size, ic: int, h: Size, w: Size, oc: int, kernel: tuple[int, int] | int,
     stride: tuple[int, int] | int = 1, pads: tuple[int, int, int, int] | int = 0,
     dilation: tuple[int, int] | int = 1, groups: int = 1, *, transposed: bool = False,
-    output_padding: tuple[int, int] = (0, 0), extras: Sequence[str] = (), epilogue: Expr = Arg(0),
-    plain_x: bool = False, x_halo: tuple[int, int, int, int] | None = None,
+    output_padding: tuple[int, int] = (0, 0), extras: Sequence[str] = (),
+    epilogue: Expr = ACCUMULATOR, plain_x: bool = False, x_halo: tuple[int, int, int, int] | None = None,
     y_halo: tuple[int, int, int, int] = NO_HALO, y_more: int = 0, hint: tuple[int, ...] = (),
 ) -> ConvProblem:  # fmt: skip
     """extras: of "bias", "residual", "gate", "scalar"."""
@@ -100,7 +100,7 @@ def _convolve(problem: ConvProblem, x: np.ndarray, w: np.ndarray) -> np.ndarray:
     top, left, bottom, right = problem.pads
     (sh, sw), (dh, dw), g = problem.strides, problem.dilations, problem.groups
     x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
-    n, c, h, width = x.shape
+    n, _, h, width = x.shape
     oc, icg, kh, kw = w.shape
     oh, ow = (h - (kh - 1) * dh - 1) // sh + 1, (width - (kw - 1) * dw - 1) // sw + 1
     xg = x.reshape(n, g, icg, h, width)

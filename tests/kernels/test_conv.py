@@ -53,26 +53,29 @@ def bound(problem: ConvProblem, inputs: list[np.ndarray]) -> float:
 
 
 def check(
-    problem: ConvProblem, target: Target, slots: tuple[int, ...] = (), names: str = ""
+    problem: ConvProblem, target: Target, slots: tuple[int, ...] = (), by: tuple[str, ...] = ()
 ) -> list[str]:
-    """Run every tactic offered (whose text contains `names`) and the plain one."""
+    """Run the first tactic of each algorithm that is offered (apart where the parameters `by`
+    differ), and the plain one."""
     inputs = inputs_of(problem, slots)
     expected = reference(problem, inputs, slots)
-    tried = [t for t in cpu.tactics(problem, target) if names in str(t)]
-    for t in dict.fromkeys((*tried, *plain.tactics(problem, target))):
+    kinds = {(t.name, *map(t.get, by)): t for t in cpu.tactics(problem, target)[::-1]}
+    for t in (*kinds.values(), *plain.tactics(problem, target)):
         (got,) = run_kernel(cpu, problem, t, target, inputs, slots)
         limit = bound(problem, inputs) * (10 if t.name == "winograd" else 1)
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=limit, err_msg=str(t))
-    return [t.name for t in tried]
+    return [t.name for t in kinds.values()]
 
 
 SHAPES = {
     "3x3": dict(n=2, ic=32, h=9, w=11, oc=48, kernel=3, pads=1),
     "3x3 wide": dict(n=1, ic=16, h=5, w=47, oc=64, kernel=3, pads=1),
-    "5x3 dilated": dict(n=1, ic=17, h=13, w=10, oc=9, kernel=(5, 3), dilation=(2, 3), pads=(4, 3, 2, 3)),
+    "5x3 dilated": dict(n=1, ic=17, h=13, w=10, oc=9, kernel=(5, 3), dilation=(2, 3),
+                        pads=(4, 3, 2, 3)),
     "stride 2": dict(n=1, ic=40, h=14, w=15, oc=24, kernel=3, stride=2, pads=(0, 1, 1, 0)),
     "1x1": dict(n=3, ic=72, h=7, w=7, oc=50, kernel=1),
     "1x1 stride": dict(n=1, ic=33, h=9, w=8, oc=20, kernel=1, stride=(2, 3)),
+    "wide pixel": dict(n=1, ic=16, h=4, w=70, oc=24, kernel=1),
     "fully connected": dict(n=5, ic=100, h=1, w=1, oc=300, kernel=1),
     "squeeze": dict(n=1, ic=64, h=1, w=1, oc=10, kernel=1),
     "deep": dict(n=1, ic=320, h=4, w=6, oc=40, kernel=3, pads=1),
@@ -88,19 +91,19 @@ SHAPES = {
     "transposed 2x2": dict(n=2, ic=24, h=5, w=6, oc=20, kernel=2, stride=2, transposed=True),
     "transposed 3x3": dict(n=1, ic=16, h=5, w=6, oc=20, kernel=3, stride=2, pads=(1, 1, 1, 1),
                            output_padding=(1, 1), transposed=True),
-    "transposed groups": dict(n=1, ic=32, h=4, w=3, oc=64, kernel=4, stride=(2, 1), pads=(1, 2, 0, 1),
-                              groups=2, dilation=(1, 2), transposed=True),
+    "transposed groups": dict(n=1, ic=32, h=4, w=3, oc=64, kernel=4, stride=(2, 1),
+                              pads=(1, 2, 0, 1), groups=2, dilation=(1, 2), transposed=True),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_every_tactic(name: str, target: Target) -> None:
+def test_every_algorithm(name: str, target: Target) -> None:
     """Each shape with one epilogue, the output in a slice of a wider tensor with a halo."""
     kind = list(EPILOGUES)[list(SHAPES).index(name) % len(EPILOGUES)]
     extras, epilogue = EPILOGUES[kind]
     problem = conv(target.lanes, **SHAPES[name], extras=extras, epilogue=epilogue,
                    y_halo=(1, 2, 0, 1), y_more=2)  # fmt: skip
-    check(problem, target)
+    check(problem, target, by=("m", "fused"))
 
 
 @pytest.mark.parametrize("kind", EPILOGUES)
@@ -161,6 +164,53 @@ def test_any_geometry(data: st.DataObject) -> None:
     np.testing.assert_allclose(
         got, reference(problem, inputs), rtol=1e-5, atol=bound(problem, inputs), err_msg=str(first)
     )
+
+
+@pytest.mark.parametrize("m", [2, 4, 6])
+@pytest.mark.parametrize("fused", [0, 1])
+def test_winograd(m: int, fused: int, target: Target) -> None:
+    """All sizes and phases, tails of tiles, blocks, channels; no halo needed; small error."""
+    lanes = target.lanes
+    problem = conv(lanes, 2, 2 * lanes + 3, 13, 17, 3 * lanes - 5, 3, 1, (1, 0, 2, 1),
+                   extras=["bias", "residual"], epilogue=EPILOGUES["residual"][1],
+                   x_halo=(1, 0, 1, 0), y_halo=(1, 1, 1, 1))  # fmt: skip
+    inputs = inputs_of(problem, ())
+    expected = reference(problem, inputs)
+    for order in (0, 1):
+        t = tactic("winograd", m=m, t=5, b=2, fused=fused, tiles=1, order=order)
+        (got,) = run_kernel(cpu, problem, t, target, inputs)
+        error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
+        assert error < {2: 1e-6, 4: 2e-6, 6: 5e-6}[m]
+
+
+@pytest.mark.parametrize(("r", "t", "b"), [(1, 6, 2), (3, 3, 1), (1, 3, 3), (2, 1, 4)])
+def test_register_tiles(r: int, t: int, b: int, target: Target) -> None:
+    """Tiles of every form, with tails in rows, columns and blocks, also a half block."""
+    lanes = target.lanes
+    problem = conv(lanes, 2, lanes + 3, 7, 11, 5 * lanes + 3, 3, 1, 1, extras=["bias"],
+                   epilogue=relu(BIAS))  # fmt: skip
+    inputs = inputs_of(problem, ())
+    half = int(lanes == 16)
+    t_ = tactic("direct", r=r, t=t, b=b, chunk=0, rows=2 * r, tiles=1, order=0, flat=0, half=half)
+    (got,) = run_kernel(cpu, problem, t_, target, inputs)
+    np.testing.assert_allclose(
+        got, reference(problem, inputs), rtol=1e-5, atol=bound(problem, inputs)
+    )
+
+
+@pytest.mark.parametrize("target_name", ["avx2", "avx512"])
+@pytest.mark.parametrize("ic", [3, 16, 200, 512])
+@pytest.mark.parametrize("size", [1, 7, 14, 56, 200])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_candidates(target_name: str, ic: int, size: int, kernel: int) -> None:
+    """A few different candidates for every problem; all can be written."""
+    target = TARGETS[target_name]
+    problem = conv(target.lanes, 1, ic, size, size, 88, kernel, 1, kernel // 2, plain_x=ic == 3)
+    found = cpu.tactics(problem, target)
+    assert 1 <= len(found) <= 16
+    assert len(set(found)) == len(found)
+    for t in found:
+        assert cpu.emit(problem, t, target).phases
 
 
 def test_chunks_of_input_channels(target: Target) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enginesmith.kernels.base import Size, Tactic, mul, same, tactic
 from enginesmith.kernels.conv.problem import ConvProblem
-from enginesmith.kernels.conv.tiling import units_per_task, weight_cycles
+from enginesmith.kernels.conv.tiling import most_pixels, step_cycles, units_per_task, weight_cycles
 from enginesmith.plan.target import Target
 
 TASK_FLOPS = 4e6
@@ -76,7 +76,7 @@ def _register_tiles(
     fixed_rows = isinstance(extent(problem, flat)[0], int)
     found = []
     for b in range(1, min(8, max(1, blocks)) + 1):
-        most = (target.registers - 1) // b - 1 if b < 4 else (target.registers - b) // b
+        most = most_pixels(b, target)
         for r in (1, 2, 3) if fixed_rows else (1,):
             for t in (
                 {-(-columns // k) for k in range(1, columns + 1)}
@@ -84,16 +84,17 @@ def _register_tiles(
                 else range(1, most + 1)
             ):
                 if r * t <= most and r <= max(rows, 1):
-                    found.append((_cycles(rows, columns, blocks, half, r, t, b), r, t, b))
+                    found.append((_cycles(rows, columns, blocks, half, r, t, b, target), r, t, b))
     return found or [(0.0, 1, 1, 1)]
 
 
-def _cycles(rows: int, columns: int, blocks: int, half: bool, r: int, t: int, b: int) -> float:
+def _cycles(
+    rows: int, columns: int, blocks: int, half: bool, r: int, t: int, b: int, target: Target
+) -> float:
     """Vector cycles per input channel and tap: multiply-adds, latency, loads, loop overhead."""
 
     def tile(pixels: int, b: int) -> float:
-        # The last term is the weights that must come from L2.
-        return max(pixels * b, 4.0, (pixels + b) * 0.6) + 0.3 + 0.12 * b
+        return step_cycles(pixels, b, target)
 
     def line(r: int) -> float:
         total = 0.0
@@ -132,16 +133,12 @@ def _schedules(
     weights = panel * oc_tiles * problem.groups
     half = int(half_block(problem, target))
     order = 0 if weights > 400_000 else 1
-    chunks = [0]
     full = problem.group_in // block
-    per_block = panel * block // problem.group_in
-    for limit in (20_000, 160_000):
-        if panel > 1.5 * limit and full > 1:
-            chunks.append(max(1, limit // per_block))
-    chunks = [c for c in chunks if c < full]
-    # Weights beyond L2 are re-read for each tile: pass over them in pieces.
-    if panel > 600_000:
-        chunks = [c for c in chunks if c] + [0]
+    chunk = max(1, int(160_000 * full / panel)) if full else 0
+    chunks = [0]
+    if flat != 2 and 0 < chunk < full and panel > 240_000:
+        # Weights beyond L2 are re-read for each tile: pass over them in pieces.
+        chunks = [chunk, 0] if panel > 600_000 else [0, chunk]
     orders = (order, 1 - order) if everything else (order,)
     return [
         tactic(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enginesmith.kernels.base import Size
+from enginesmith.plan.target import Target
 
 
 def tile_sizes(size: Size, tile: int) -> list[int]:
@@ -13,11 +14,27 @@ def tile_sizes(size: Size, tile: int) -> list[int]:
     return [tile, *sorted({max(1, tile // k) for k in (2, 4, tile)} - {tile}, reverse=True)]
 
 
+def most_pixels(blocks: int, target: Target) -> int:
+    """Pixels of the largest register tile with this many channel blocks that does not spill.
+    AVX-512 multiplies by a broadcast from memory: with many blocks the input needs no register."""
+    if target.isa == "avx512" and blocks >= 4:
+        return (target.registers - blocks) // blocks
+    spare = 1 if target.isa == "avx512" else 2
+    return (target.registers - spare - blocks) // blocks
+
+
+def step_cycles(pixels: int, blocks: int, target: Target) -> float:
+    """Estimated time a register tile takes per input channel and tap, 1 being a multiply-add of a
+    vector at full speed: multiply-adds, or their latency, or loads; loop overhead and weights."""
+    load, latency = (0.6, 4.0) if target.isa == "avx512" else (1.5, 8.0)
+    return max(pixels * blocks, latency, (pixels + blocks) * load) + 0.3 + 0.12 * blocks
+
+
 def weight_cycles(count: int) -> float:
     """Estimated cycles that reading `count` packed weights once costs beside the arithmetic. Big
-    weights come from memory at each inference, at about 4 bytes a cycle and core."""
+    weights come from memory at each inference, at about 10 bytes a cycle and core (measured)."""
     size = 4.0 * count
-    return size / 32 if size < 1_000_000 else 0.7 * size / 4
+    return size / 32 if size < 1_000_000 else size / 10
 
 
 def units_per_task(units: int, flops: float, others: int, budget: float) -> int:

@@ -37,7 +37,7 @@ from enginesmith.kernels.base import (
 )
 from enginesmith.kernels.conv.epilogue import Output
 from enginesmith.kernels.conv.problem import ConvProblem
-from enginesmith.kernels.conv.tiling import weight_cycles
+from enginesmith.kernels.conv.tiling import most_pixels, step_cycles, weight_cycles
 from enginesmith.kernels.conv.toom_cook import apply, transform, transform_weights
 from enginesmith.plan.target import Target
 
@@ -90,8 +90,7 @@ def estimate(problem: ConvProblem, target: Target, m: int, t: int, b: int) -> fl
     ic = problem.in_channels
     in_blocks, out_blocks = -(-ic // target.lanes), -(-problem.out_channels // target.lanes)
     blocks = -(-total // t)
-    per_row = max(t * b, 6.0, (t + b) * 0.6) + 0.2 + 0.1 * b
-    products = blocks * n * n * ic * per_row * out_blocks / b
+    products = blocks * n * n * ic * step_cycles(t, b, target) * out_blocks / b
     transforms = total * (in_blocks * n * n * 6.0 + out_blocks * n * n * 5.0)
     return products + transforms + weight_cycles(n * n * ic * out_blocks * target.lanes)
 
@@ -106,7 +105,7 @@ def _candidates(problem: ConvProblem, target: Target, m: int) -> list[tuple[floa
     for b in (1, 2, 3, 4):
         if b > out_blocks:
             continue
-        most = (target.registers - 1) // b - 1 if b < 4 else (target.registers - b) // b
+        most = most_pixels(b, target)
         for t in range(max(1, most // 2), most + 1):
             blocks = -(-total // t)
             cycles = estimate(problem, target, m, t, b)
@@ -114,6 +113,8 @@ def _candidates(problem: ConvProblem, target: Target, m: int) -> list[tuple[floa
             if blocks >= 8 and block_bytes < 700_000:
                 # Tiles stay in L2, where the weights pass by.
                 found.append((cycles, tactic("winograd", m=m, t=t, b=b, fused=1)))
+                if blocks >= 64:  # V of the whole problem would take much memory
+                    continue
             per_tile = n * n * problem.in_channels * b * t
             tiles = max(1, min(-(-out_blocks // b), 160_000 // per_tile))
             weights = 4 * n * n * problem.in_channels * out_blocks * lanes

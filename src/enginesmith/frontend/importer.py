@@ -48,6 +48,8 @@ class _Import:
         self.opset = max(
             (o.version for o in model.proto.opset_import if o.domain in STANDARD), default=0
         )
+        self.read = {name for node in self.proto.node for name in node.input}
+        self.read.update(o.name for o in self.proto.output)
         self.values: dict[str, Value] = {}
         self.failed: set[str] = set()
         """Values that don't exist because of a problem already recorded."""
@@ -225,7 +227,8 @@ class _Import:
         self.builder.source = label(node)
         self.builder.hint = next(filter(None, node.output), label(node))
         inputs = [self.values[name] if name else None for name in node.input]
-        view = OnnxNode(node, self.opset, inputs)
+        read = [i for i, name in enumerate(node.output) if name in self.read]
+        view = OnnxNode(node, self.opset, inputs, max(read, default=0) + 1)
         function = importer_for(node.op_type, self.opset)
         try:
             if node.op_type == "Constant":

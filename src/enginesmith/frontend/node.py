@@ -55,21 +55,20 @@ def label(node: onnx.NodeProto) -> str:
 
 
 class OnnxNode:
-    """Operands and attributes of one node. `opset`: the version its domain is imported at."""
+    """Operands and attributes of one node.
 
-    def __init__(self, proto: onnx.NodeProto, opset: int, inputs: Sequence[Value | None]) -> None:
+    `opset`: the version its domain is imported at; `outputs`: how many outputs anything reads, the
+    unread ones before the last read one included.
+    """
+
+    def __init__(
+        self, proto: onnx.NodeProto, opset: int, inputs: Sequence[Value | None], outputs: int = 1
+    ) -> None:
         self.proto = proto
         self.opset = opset
         self.inputs = list(inputs)
+        self.outputs = outputs
         self._attributes = {a.name: a for a in proto.attribute}
-
-    @property
-    def outputs(self) -> int:
-        """How many outputs the node declares, omitted last ones not counted."""
-        names = list(self.proto.output)
-        while names and not names[-1]:
-            names.pop()
-        return len(names)
 
     def value(self, slot: int) -> Value:
         """A required operand."""

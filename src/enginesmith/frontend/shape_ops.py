@@ -318,7 +318,8 @@ def space_to_depth(b: GraphBuilder, n: OnnxNode) -> Value:
     batch, channels, height, width = _rank4(x)
     rows, columns = dims.floordiv(height, block), dims.floordiv(width, block)
     spread = b.reshape(x, (batch, channels, rows, block, columns, block))
-    moved = b.transpose(spread, (0, 3, 5, 1, 2, 4))
+    channels_last = n.text("mode", "DCR") == "DCR"
+    moved = b.transpose(spread, (0, 3, 5, 1, 2, 4) if channels_last else (0, 1, 3, 5, 2, 4))
     return b.reshape(moved, (batch, channels * block * block, rows, columns))
 
 

@@ -48,7 +48,8 @@ def conv(
     stride: tuple[int, int] | int = 1, pads: tuple[int, int, int, int] | int = 0,
     dilation: tuple[int, int] | int = 1, groups: int = 1, *, transposed: bool = False,
     output_padding: tuple[int, int] = (0, 0), extras: Sequence[str] = (),
-    epilogue: Expr = ACCUMULATOR, plain_x: bool = False, x_halo: tuple[int, int, int, int] | None = None,
+    epilogue: Expr = ACCUMULATOR, plain_x: bool = False,
+    x_halo: tuple[int, int, int, int] | None = None,
     y_halo: tuple[int, int, int, int] = NO_HALO, y_more: int = 0, hint: tuple[int, ...] = (),
 ) -> ConvProblem:  # fmt: skip
     """extras: of "bias", "residual", "gate", "scalar"."""

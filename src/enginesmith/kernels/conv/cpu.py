@@ -23,6 +23,10 @@ ALGORITHMS: dict[str, ModuleType] = {
 """By tactic name; `plain` serves what none of them does."""
 
 
+HOPELESS = 1.6
+"""Estimated slowdown above which only the first candidate of an algorithm is worth timing."""
+
+
 def why_not(problem: Problem, target: Target) -> str | None:
     """None if some algorithm serves the problem."""
     if not isinstance(problem, ConvProblem):
@@ -41,11 +45,13 @@ def why_not(problem: Problem, target: Target) -> str | None:
 def tactics(problem: Problem, target: Target) -> tuple[Tactic, ...]:
     """Candidates of every algorithm that serves the problem, by its estimated time."""
     assert isinstance(problem, ConvProblem)
-    found: list[Tactic] = []
     able = [a for a in ALGORITHMS.values() if a.why_not(problem, target) is None]
-    able.sort(key=lambda algorithm: float(algorithm.best_cycles(problem, target)))
+    costs = {a: float(a.best_cycles(problem, target)) for a in able}
+    able.sort(key=costs.__getitem__)
+    found: list[Tactic] = []
     for algorithm in able:
-        found += algorithm.tactics(problem, target)
+        hopeless = costs[algorithm] > HOPELESS * costs[able[0]]
+        found += algorithm.tactics(problem, target)[: 1 if hopeless else None]
     return tuple(found) or plain.tactics(problem, target)
 
 

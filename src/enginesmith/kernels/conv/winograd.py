@@ -68,7 +68,9 @@ def tactics(problem: ConvProblem, target: Target) -> tuple[Tactic, ...]:
             found += _candidates(problem, target, m)
     found.sort(key=lambda c: c[0])
     best: list[Tactic] = []
-    for _, candidate in found:
+    for cycles, candidate in found:
+        if best and cycles > 1.35 * found[0][0]:
+            break
         alike = [t for t in best if (t["m"], t["fused"]) == (candidate["m"], candidate["fused"])]
         if len(alike) < (2 if candidate["m"] == found[0][1]["m"] else 1):
             best.append(candidate)

@@ -43,7 +43,7 @@ class BuildError(EnginesmithError):
 
 
 class PlanError(EnginesmithError):
-    """A plan file is damaged, of another version, or made for another machine."""
+    """A plan file is damaged, of another version, made for another machine, or can't be written."""
 
 
 class FeedError(EnginesmithError, ValueError):

@@ -1,6 +1,4 @@
-"""The project's one logger. ENGINESMITH_LOG sets its level; an application may set handlers
-itself.
-"""
+"""The project's one logger. An application sets handlers and level as with any other."""
 
 from __future__ import annotations
 
@@ -9,4 +7,8 @@ import logging
 from enginesmith.knobs import knobs
 
 logger = logging.getLogger("enginesmith")
-logger.setLevel(knobs().log.upper())
+_level = logging.getLevelName(knobs().log.upper())
+logger.setLevel(_level)
+if _level < logging.WARNING:
+    # Asked for by ENGINESMITH_LOG, and Python shows warnings alone where no handler is set.
+    logger.addHandler(logging.StreamHandler())

@@ -57,12 +57,7 @@ class Library:
 
     def __init__(self, code: bytes | memoryview) -> None:
         self._functions: dict[str, Any] = {}
-        path, release = _as_file(code)
-        try:
-            self._cdll = ctypes.CDLL(path)
-        except OSError as error:
-            release()
-            raise PlanError(f"the plan's code can't be loaded: {error}") from error
+        self._cdll, release = _open(code)
         unload = weakref.finalize(self, _unload, self._cdll._handle, release)
         unload.atexit = False  # threads may still be inside, and the process ends anyway
 
@@ -84,22 +79,40 @@ class Library:
         return ctypes.cast(self.function(name), POINTER).value or 0
 
 
-def _as_file(code: bytes | memoryview) -> tuple[str, Callable[[], None]]:
-    """A path that dlopen can read, and what to call when the library is no longer needed.
+def _open(code: bytes | memoryview) -> tuple[ctypes.CDLL, Callable[[], None]]:
+    """The library, and what to call after it is unloaded. It is loaded from memory, or from a
+    temporary file where a machine's policy forbids that; PlanError if neither works."""
+    for as_file in (_in_memory, _in_temporary_file):
+        try:
+            path, release = as_file(code)
+        except (OSError, AttributeError) as error:  # not allowed, or not offered by this libc
+            reason = str(error)
+            continue
+        try:
+            return ctypes.CDLL(path), release
+        except OSError as error:
+            reason = str(error)
+            release()
+    raise PlanError(f"the plan's code can't be loaded: {reason}")
 
-    The descriptor stays open as long: dlopen takes a library of the same path for the same library,
-    and a number that is free again would give the next plan the path of this one.
+
+def _in_memory(code: bytes | memoryview) -> tuple[str, Callable[[], None]]:
+    """A path for dlopen without a file.
+
+    The descriptor stays open as long as the library: dlopen takes a library of the same path for
+    the same library, and a number that is free again would give the next plan the path of this one.
     """
-    try:
-        handle = os.memfd_create("enginesmith-plan")
-    except (OSError, AttributeError):  # not allowed, or not offered by this libc
-        handle, path = tempfile.mkstemp(prefix="enginesmith-", suffix=".so")
-        with os.fdopen(handle, "wb") as file:
-            file.write(code)
-        return path, lambda: os.unlink(path)
+    handle = os.memfd_create("enginesmith-plan")
     with os.fdopen(os.dup(handle), "wb") as file:
         file.write(code)
     return f"/proc/self/fd/{handle}", lambda: os.close(handle)
+
+
+def _in_temporary_file(code: bytes | memoryview) -> tuple[str, Callable[[], None]]:
+    handle, path = tempfile.mkstemp(prefix="enginesmith-", suffix=".so")
+    with os.fdopen(handle, "wb") as file:
+        file.write(code)
+    return path, lambda: os.unlink(path)
 
 
 def _unload(handle: int, release: Callable[[], None]) -> None:

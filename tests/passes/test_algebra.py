@@ -48,7 +48,7 @@ CASES = {
     "no division by zero": (call("div", X, 0.0), "div($0, 0.0)"),
     "no overflow": (mul(mul(X, 1e30), 1e30), "mul(mul($0, 1e+30), 1e+30)"),
     "square": (call("pow", X, 2.0), "mul($0, $0)"),
-    "cube": (call("pow", X, 3.0), "mul(mul($0, $0), $0)"),
+    "cube": (call("pow", X, 3.0), "mul($0, mul($0, $0))"),
     "root": (call("pow", X, 0.5), "sqrt($0)"),
     "inverse root": (call("pow", X, -0.5), "div(1.0, sqrt($0))"),
     "inverse": (mul(Y, call("div", 1.0, X)), "div($1, $0)"),
@@ -88,7 +88,7 @@ CASES = {
             mul(X, 0.5),
             add(call("tanh", mul(add(X, mul(call("pow", X, 3.0), 0.044715)), 0.7978846)), 1.0),
         ),
-        "mul($0, sigmoid(mul(add($0, mul(mul(mul($0, $0), $0), 0.044715)), 1.5957692)))",
+        "mul($0, sigmoid(mul(add($0, mul(mul($0, mul($0, $0)), 0.044715)), 1.5957692)))",
     ),
     "where": (Call("where", (Const(True, "bool"), X, Y)), "$0"),
     "cast": (Cast("float32", Cast("float64", X)), "$0"),
@@ -126,11 +126,12 @@ _LEAVES = st.one_of(st.just(X), st.just(Y), _NUMBERS.map(Const))
 def _trees(children: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
     unary = st.sampled_from(("neg", "abs", "tanh", "sigmoid", "erf"))
     binary = st.sampled_from(("add", "sub", "mul", "div", "max", "min"))
+    exponents = st.sampled_from((0.5, 1.0, 2.0, 3.0, -1.0))
     compare = st.sampled_from(("lt", "le", "eq"))
     return st.one_of(
         st.builds(lambda op, a: Call(op, (a,)), unary, children),
         st.builds(lambda op, a, b: Call(op, (a, b)), binary, children, children),
-        st.builds(lambda a, n: Call("pow", (a, Const(n))), children, st.sampled_from((0.5, 1.0, 2.0, 3.0, -1.0))),
+        st.builds(lambda a, n: Call("pow", (a, Const(n))), children, exponents),
         st.builds(
             lambda op, a, b, c, d: Call("where", (Call(op, (a, b)), c, d)),
             compare, children, children, children, children,

@@ -35,7 +35,7 @@ def test_a_residual_block_is_two_convolutions() -> None:
     assert ops(graph) == ["conv", "conv"]
     assert str(epilogue_of(graph.nodes[1].attrs)) == "max(add(add($0, $1), $2), 0.0)"
     assert graph.nodes[1].inputs[3] is x
-    assert graph.notes == ["folded 2 per-channel scales (batch normalizations) into weights"]
+    assert graph.notes == ["folded 2 per-channel scales into weights"]
 
 
 def test_a_sum_of_two_convolutions_goes_into_the_later() -> None:

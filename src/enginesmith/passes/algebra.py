@@ -12,7 +12,7 @@ from math import isfinite, isnan
 
 import numpy as np
 
-from enginesmith.ir.expr import OPS, Call, Cast, Const, Expr, dtype_of
+from enginesmith.ir.expr import OPS, Call, Cast, Const, Expr, args_of, count_ops, dtype_of
 
 _FLOATS = ("float32", "float64", "float16")
 _COMMUTATIVE = frozenset(("add", "mul", "max", "min", "eq", "and", "or", "xor"))
@@ -57,7 +57,7 @@ def _call(op: str, x: tuple[Expr, ...], dtypes: tuple[str, ...]) -> Expr:
         folded = _fold(op, x, dtypes)
         if folded is not None:
             return folded
-    if op in _COMMUTATIVE and isinstance(x[0], Const) and not isinstance(x[1], Const):
+    if op in _COMMUTATIVE and _rank(x[1]) < _rank(x[0]):
         x = (x[1], x[0])
     rules = _RULES.get(op)
     is_float = dtype_of(x[-1], dtypes) in _FLOATS
@@ -66,6 +66,12 @@ def _call(op: str, x: tuple[Expr, ...], dtypes: tuple[str, ...]) -> Expr:
         if result is not None:
             return result
     return Call(op, x)
+
+
+def _rank(x: Expr) -> tuple[int, int]:
+    """The place of an operand whose order is free: constants last, else first read first."""
+    used = args_of(x)
+    return (min(used), count_ops(x)) if used else (1 << 30, 0)
 
 
 def _fold(op: str, x: tuple[Expr, ...], dtypes: tuple[str, ...]) -> Const | None:

@@ -32,8 +32,8 @@ def batch_norm_into_conv(graph: Graph) -> bool:
     before = _fold_preceding(graph)
     note(
         graph, after + before,
-        "folded {} per-channel scale (batch normalization) into weights",
-        "folded {} per-channel scales (batch normalizations) into weights",
+        "folded {} per-channel scale into weights",
+        "folded {} per-channel scales into weights",
     )  # fmt: skip
     return bool(after + before)
 

@@ -1,5 +1,5 @@
-"""Move a reshape of a matmul's result below the pointwise node that reads it, so that the matmul can
-take the pointwise work into its epilogue.
+"""Move a reshape of a matmul's (convolution's, ...) result below the pointwise node that reads it,
+so that the matmul can take the pointwise work into its epilogue.
 
     %a = matmul(%x, %w)                              (6, 4)
     %b = reshape(%a)                                 (6, 4) -> (2, 3, 4)
@@ -17,7 +17,7 @@ from __future__ import annotations
 from enginesmith.ir import dims
 from enginesmith.ir.dims import Shape
 from enginesmith.ir.graph import Graph, Node, Value
-from enginesmith.ir.ops import ReshapeAttrs
+from enginesmith.ir.ops import ReshapeAttrs, takes_epilogue
 from enginesmith.passes.rewrite import Edits, merge_sources
 
 
@@ -42,7 +42,7 @@ def _worth_moving(graph: Graph, reshape: Node, reader: Node) -> bool:
     producer = inner.producer
     return (
         producer is not None
-        and producer.op == "matmul"
+        and takes_epilogue(producer.op)
         and graph.single_use(inner)
         and dims.same_shape(reshape.output.shape, reader.output.shape)
         and all(_can_follow(v, reader.output.shape, inner.shape) for v in reader.inputs)

@@ -36,7 +36,7 @@ def _slice_for_gather(edits: Edits, node: Node, axis: int) -> None:
     size = data.shape[axis]
     if indices.data is None or indices.type.rank > 1 or not isinstance(size, int):
         return
-    at = [int(i) + size * (i < 0) for i in indices.data.reshape(-1)]
+    at = [i + size if i < 0 else i for i in indices.data.ravel().tolist()]
     if not at or at != list(range(at[0], at[0] + len(at))) or at[0] < 0 or at[-1] >= size:
         return
     starts = tuple(at[0] if i == axis else 0 for i in range(data.type.rank))

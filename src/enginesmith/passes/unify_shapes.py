@@ -4,10 +4,10 @@
     %y = pointwise(%c, %b) expr=add($0, $1)      %c: (n, 8, h, w)      ->
     %b = resize(%a)                              (n, 8, (h + 1)//2, ...) -> (n, 8, h, w)
 
-Feature pyramids halve and double sizes, and their sums only fit where the size is a multiple of some
-power of two. The IR takes dims that meet there as equal (`types.broadcast`); written as one expression
-they are also provably equal, so the other passes and the kernels see one size, not two. A resize to
-the met size reads no further than before: it crops where the sizes would not have been equal.
+Feature pyramids halve and double sizes, and their sums only fit where the size is a multiple of
+some power of two. The IR takes dims that meet there as equal (`types.broadcast`); written as one
+expression they are also provably equal, so the other passes and the kernels see one size, not two.
+A resize to the met size reads no further than before: it crops where the sizes weren't equal.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def check(case: Case, target: str, tuning: bool, threads: int | None) -> list[di
     for batch in case.batches:
         for shapes in case.shapes:
             full = {name: (batch, *shape) for name, shape in shapes.items()}
-            feeds = zoo.example_inputs(model, batch, seed=batch, shapes=full)
+            feeds = zoo.feeds(case.model, model, batch, full)
             text = " ".join("x".join(map(str, array.shape)) for array in feeds.values())
             try:
                 found = compare(engine, runtime, feeds)

@@ -100,8 +100,7 @@ def measure(name: str, settings: Settings, console: Console) -> dict[str, Any]:
         model = zoo.load(name)
     except LookupError as error:
         raise click.UsageError(str(error)) from error
-    shapes = {**zoo.typical_shapes(name, settings.batch), **settings.shapes}
-    feeds = zoo.example_inputs(model, settings.batch, shapes=shapes)
+    feeds = zoo.feeds(name, model, settings.batch, settings.shapes)
     runners = build(model, feeds, settings)
     busy = machine.wait_until_quiet()
     if busy > machine.BUSY:

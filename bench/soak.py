@@ -46,10 +46,7 @@ def main(
     console = display.console()
     proto = zoo.load(model)
     engine = es.build(proto, threads=threads)
-    feeds = {
-        batch: zoo.example_inputs(proto, batch, shapes=zoo.typical_shapes(model, batch))
-        for batch in BATCHES
-    }
+    feeds = {batch: zoo.feeds(model, proto, batch) for batch in BATCHES}
     data: dict[str, Any] = {"machine": machine.describe(), "model": model, "loaded": loaded}
     data["memory_curve"] = memory_curve(engine, feeds, runs)
     growth = data["memory_curve"]["growth"]
@@ -136,7 +133,7 @@ def processes(name: str, threads: int) -> dict[str, Any]:
     import enginesmith as es
 
     model = zoo.load(name)
-    feeds = zoo.example_inputs(model, shapes=zoo.typical_shapes(name, 1))
+    feeds = zoo.feeds(name, model)
     shapes = {key: array.shape for key, array in feeds.items()}
     with tempfile.TemporaryDirectory(prefix="enginesmith-soak-") as folder:
         plan, file, arrays = Path(folder, "m.plan"), Path(folder, "m.onnx"), Path(folder, "f.npz")

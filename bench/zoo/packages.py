@@ -16,16 +16,23 @@ from bench.zoo import fill
 
 @dataclass(frozen=True, slots=True)
 class PackageModel:
-    """`file`, somewhere in the pip package `package`; `shapes`: typical ones, by input name."""
+    """`file`, somewhere in the pip package `package`; `shapes`: typical ones, by input name. Pixels
+    go in as (value - mean) / deviation, with values from 0 to 1."""
 
     package: str
     file: str
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    mean: float = 0.5
+    deviation: float = 0.5
 
 
 PACKAGE_MODELS = {
     "ppocr_det": PackageModel(
-        "rapidocr-onnxruntime", "ch_PP-OCRv4_det_infer.onnx", (("x", (1, 3, 640, 640)),)
+        "rapidocr-onnxruntime",
+        "ch_PP-OCRv4_det_infer.onnx",
+        (("x", (1, 3, 640, 640)),),
+        mean=0.45,
+        deviation=0.225,
     ),
     "ppocr_rec": PackageModel(
         "rapidocr-onnxruntime", "ch_PP-OCRv4_rec_infer.onnx", (("x", (1, 3, 48, 320)),)
@@ -33,7 +40,9 @@ PACKAGE_MODELS = {
     "ppocr_cls": PackageModel(
         "rapidocr-onnxruntime", "ch_ppocr_mobile_v2.0_cls_infer.onnx", (("x", (1, 3, 48, 192)),)
     ),
-    "nudenet_320n": PackageModel("nudenet", "320n.onnx", (("images", (1, 3, 320, 320)),)),
+    "nudenet_320n": PackageModel(
+        "nudenet", "320n.onnx", (("images", (1, 3, 320, 320)),), mean=0, deviation=1
+    ),
 }
 
 
@@ -51,13 +60,6 @@ def find(name: str) -> Path:
         f"{name} is {model.file} of the pip package {model.package}, which is not installed: "
         "pip install --no-deps -r requirements-models.txt"
     )
-
-
-def typical_shapes(name: str, batch: int) -> dict[str, tuple[int, ...]]:
-    """The input shapes of a package's model at this batch; none for the zoo's own models."""
-    if name not in PACKAGE_MODELS:
-        return {}
-    return {key: (batch, *shape[1:]) for key, shape in PACKAGE_MODELS[name].shapes}
 
 
 def load(name: str) -> onnx.ModelProto:

@@ -77,3 +77,26 @@ def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
 def test_unknown_model_lists_the_names() -> None:
     with pytest.raises(LookupError, match=r"'resnet51'.*resnet50.*ppocr_det"):
         zoo.load("resnet51")
+
+
+@pytest.mark.parametrize("name", zoo.PACKAGE_MODELS)
+def test_trained_models_see_the_photo(name: str) -> None:
+    """Pictures of the right shape with contrast, and no two of a batch the same."""
+    pytest.importorskip("PIL")
+    ((key, shape),) = zoo.typical_shapes(name, 2).items()
+    pictures = zoo.feeds(name, onnx.ModelProto(), 2)[key]
+    assert (pictures.shape, pictures.dtype) == (shape, np.float32)
+    assert pictures.std() > 0.1
+    assert not np.array_equal(pictures[0], pictures[1])
+    other = {key: (3, 3, 40, 52), "absent": (1,)}
+    model = onnx.ModelProto()
+    model.graph.input.add().name = key
+    resized = zoo.feeds(name, model, 2, other)
+    assert {k: v.shape for k, v in resized.items()} == {key: (3, 3, 40, 52)}
+
+
+def test_zoo_models_get_random_feeds() -> None:
+    model = zoo.filled("unet")
+    (first,) = zoo.feeds("unet", model, 2).values()
+    (other,) = zoo.feeds("unet", model, 3).values()
+    assert (len(first), len(other)) == (2, 3)

@@ -19,6 +19,7 @@ from enginesmith.kernels.pool import cpu as pool
 from enginesmith.kernels.range import cpu as range_
 from enginesmith.kernels.reduce import cpu as reduce
 from enginesmith.kernels.resize import cpu as resize
+from enginesmith.kernels.sizes import cpu as sizes
 from enginesmith.kernels.softmax import cpu as softmax
 
 FAMILIES: dict[str, ModuleType] = {
@@ -38,5 +39,6 @@ FAMILIES: dict[str, ModuleType] = {
     "cumsum": cumsum,
     "argmax": argmax,
     "attention": attention,
+    "sizes": sizes,
 }
 """Name -> module with the functions of `base.Family`."""

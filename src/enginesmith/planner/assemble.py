@@ -73,7 +73,7 @@ class _Assembler:
         texts = [POOL, *(s.c for s in self.sources.values())]
         objects = self.compile_all([*texts, program])
         code = link_shared(objects, parts.target, self.cache)
-        weights = b"".join([*self.blob, bytes(SLACK)])
+        weights = aligned([*self.blob, bytes(SLACK)])
         self.buffers[self.weights_buffer] = Buffer("weights", len(weights))
         return Plan(
             name=parts.graph.name,
@@ -194,6 +194,21 @@ class _Assembler:
 
     def has_choice(self, step: Lowered) -> bool:
         return len(FAMILIES[step.family].tactics(step.problem, self.parts.target)) > 1
+
+
+def aligned(pieces: Sequence[bytes]) -> memoryview:
+    """The pieces one after the other, in memory that starts at a multiple of 64 bytes (so that an
+    engine can use it as it is)."""
+    size = sum(map(len, pieces))
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    whole = memory[start : start + size]
+    done = 0
+    for piece in pieces:
+        whole[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
+        done += len(piece)
+    whole.flags.writeable = False
+    return memoryview(whole)
 
 
 def describe(step: Lowered) -> str:

@@ -11,27 +11,41 @@ from enginesmith.ir import dims
 from enginesmith.ir.expr import Arg, Expr, call, rewrite_args
 from enginesmith.ir.graph import Node, Value
 from enginesmith.ir.ops import (
+    AttentionAttrs,
     ConvAttrs,
     ConvTransposeAttrs,
+    CumSumAttrs,
+    GatherAttrs,
     MatMulAttrs,
     NormalizationAttrs,
+    PadAttrs,
     PointwiseAttrs,
     PoolAttrs,
+    RangeAttrs,
     ReduceAttrs,
     ResizeAttrs,
+    ScatterAttrs,
+    ShapeAttrs,
     SliceAttrs,
     SoftmaxAttrs,
     TransposeAttrs,
 )
+from enginesmith.kernels.argmax.problem import ArgMaxProblem
+from enginesmith.kernels.attention.problem import AttentionProblem
 from enginesmith.kernels.conv.problem import ConvProblem
+from enginesmith.kernels.cumsum.problem import CumSumProblem
+from enginesmith.kernels.gather.problem import GatherProblem
 from enginesmith.kernels.halo.problem import HaloProblem
 from enginesmith.kernels.layout.problem import LayoutProblem
 from enginesmith.kernels.matmul.problem import MatMulProblem
 from enginesmith.kernels.normalization.problem import NormalizationProblem
+from enginesmith.kernels.pad.problem import PadProblem
 from enginesmith.kernels.pointwise.problem import PointwiseProblem
 from enginesmith.kernels.pool.problem import PoolProblem
+from enginesmith.kernels.range.problem import RangeProblem
 from enginesmith.kernels.reduce.problem import ReduceProblem
 from enginesmith.kernels.resize.problem import ResizeProblem
+from enginesmith.kernels.sizes.problem import SizesProblem
 from enginesmith.kernels.softmax.problem import SoftmaxProblem
 from enginesmith.planner.lower import Lowered, Lowering
 from enginesmith.planner.storage import ClearHalo, Move, Stride, View, expanded, sliced
@@ -112,8 +126,14 @@ def _pool(lowering: Lowering, node: Node) -> Lowered:
 
 def _strided_copy(lowering: Lowering, node: Node) -> Lowered:
     """A transpose, slice or expand that could not be a view: the source is seen as the result."""
-    x, y = node.inputs[0], node.output
-    view, attrs = lowering.plan.views[id(x)], node.attrs
+    x, y, attrs = node.inputs[0], node.output, node.attrs
+    if x.is_constant:
+        if node.op != "expand":
+            raise unsupported(node, f"a {node.op} of a constant by symbolic sizes has no kernel yet")
+        lowering.broadcast(x, y.shape)
+        lowering.value(y)
+        return lowering.done("layout", LayoutProblem, node.op, node.sources)
+    view = lowering.plan.views[id(x)]
     if isinstance(attrs, TransposeAttrs):
         seen = View(view.storage, view.offset, tuple(view.strides[p] for p in attrs.perm))
     elif isinstance(attrs, SliceAttrs):
@@ -189,6 +209,17 @@ def _factor(lowering: Lowering, value: Value, rank: int, swap: bool, column: boo
     lowering.view(seen, (*[1] * missing, *shape), 0)
 
 
+def _argmax(lowering: Lowering, node: Node, attrs: ReduceAttrs) -> Lowered:
+    if len(attrs.axes) != 1 or attrs.epilogue is not None:
+        raise unsupported(node, "argmax and argmin have kernels for one axis only")
+    lowering.value(node.inputs[0])
+    lowering.value(node.output)
+    minimum = attrs.kind == "argmin"
+    return lowering.done(
+        "argmax", ArgMaxProblem, node.op, node.sources, axis=attrs.axes[0], minimum=minimum
+    )
+
+
 _REDUCTIONS: dict[str, tuple[str, Expr, Expr]] = {
     "sumsq": ("sum", call("mul", Arg(0), Arg(0)), Arg(0)),
     "l1": ("sum", call("abs", Arg(0)), Arg(0)),
@@ -200,8 +231,10 @@ _REDUCTIONS: dict[str, tuple[str, Expr, Expr]] = {
 def _reduce(lowering: Lowering, node: Node) -> Lowered:
     attrs = node.attrs
     assert isinstance(attrs, ReduceAttrs)
-    if attrs.kind in ("argmax", "argmin", "logsumexp"):
-        raise unsupported(node, f"reduction {attrs.kind} has no kernel yet")
+    if attrs.kind in ("argmax", "argmin"):
+        return _argmax(lowering, node, attrs)
+    if attrs.kind == "logsumexp":
+        raise unsupported(node, "logsumexp has no kernel yet")
     kind, prologue, inner = _REDUCTIONS.get(attrs.kind, (attrs.kind, Arg(0), Arg(0)))
     epilogue = attrs.epilogue or Arg(0)
     if len(node.inputs) > 1:
@@ -260,6 +293,75 @@ def _normalization(lowering: Lowering, node: Node) -> Lowered:
     )  # fmt: skip
 
 
+def _attention(lowering: Lowering, node: Node) -> Lowered:
+    attrs, y = node.attrs, node.output
+    assert isinstance(attrs, AttentionAttrs)
+    q, k, v = node.inputs[:3]
+    for value in (q, k, v):
+        lowering.value(value)
+    for mask in node.inputs[3:]:
+        lowering.broadcast(mask, (q.shape[0], q.shape[1], q.shape[2], k.shape[2]))
+    lowering.value(y)
+    return lowering.done(
+        "attention", AttentionProblem, node.op, node.sources,
+        scale=attrs.scale, causal=attrs.causal,
+    )  # fmt: skip
+
+
+def _gather(lowering: Lowering, node: Node) -> Lowered:
+    attrs = node.attrs
+    assert isinstance(attrs, GatherAttrs | ScatterAttrs)
+    kinds = {"axis": "gather", "elements": "gather_elements", "nd": "gather_nd"}
+    fields: dict[str, int | str] = {"axis": attrs.axis}
+    if isinstance(attrs, ScatterAttrs):
+        fields |= {"kind": f"scatter_{attrs.kind}", "reduction": attrs.reduction}
+    else:
+        fields |= {"kind": kinds[attrs.kind], "batch_dims": attrs.batch_dims}
+    for value in (*node.inputs, node.output):
+        lowering.value(value)
+    return lowering.done("gather", GatherProblem, node.op, node.sources, **fields)
+
+
+def _pad(lowering: Lowering, node: Node) -> Lowered:
+    attrs, x = node.attrs, node.inputs[0]
+    assert isinstance(attrs, PadAttrs)
+    lowering.value(x)
+    lowering.value(node.output)
+    before = lowering.shape(attrs.pads[: x.type.rank])
+    return lowering.done(
+        "pad", PadProblem, node.op, node.sources, mode=attrs.mode, before=before, value=attrs.value
+    )
+
+
+def _range(lowering: Lowering, node: Node) -> Lowered:
+    attrs, y = node.attrs, node.output
+    assert isinstance(attrs, RangeAttrs)
+    if not isinstance(attrs.start, int | float):
+        raise unsupported(node, "a range that starts at a symbolic size has no kernel yet")
+    for scalar in (attrs.start, attrs.step):
+        lowering.constant(np.asarray(scalar, y.dtype))
+    lowering.value(y)
+    return lowering.done("range", RangeProblem, node.op, node.sources)
+
+
+def _cumsum(lowering: Lowering, node: Node) -> Lowered:
+    attrs = node.attrs
+    assert isinstance(attrs, CumSumAttrs)
+    lowering.value(node.inputs[0])
+    lowering.value(node.output)
+    return lowering.done(
+        "cumsum", CumSumProblem, node.op, node.sources,
+        axis=attrs.axis, exclusive=attrs.exclusive, reverse=attrs.reverse,
+    )  # fmt: skip
+
+
+def _shape(lowering: Lowering, node: Node) -> Lowered:
+    assert isinstance(node.attrs, ShapeAttrs)
+    lowering.value(node.output)
+    values = lowering.shape(node.attrs.dims)
+    return lowering.done("sizes", SizesProblem, node.op, node.sources, values=values)
+
+
 def unsupported(node: Node, reason: str) -> UnsupportedError:
     """The error for a form of an operator that no kernel serves."""
     where = f"node {', '.join(node.sources) or node.op}"
@@ -274,6 +376,13 @@ LOWERINGS: dict[str, Callable[[Lowering, Node], Lowered]] = {
     "layout": _copy,
     "matmul": _matmul,
     "reduce": _reduce,
+    "attention": _attention,
+    "gather": _gather,
+    "scatter": _gather,
+    "pad": _pad,
+    "range": _range,
+    "cumsum": _cumsum,
+    "shape": _shape,
     "resize": _resize,
     "softmax": _softmax,
     "normalization": _normalization,

@@ -1,0 +1,14 @@
+"""What is left of shape arithmetic that reaches data: sizes written into a tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from enginesmith.kernels.base import Problem, Size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizesProblem(Problem):
+    """One operand: y (n,), int64, plain. y[i] = values[i]."""
+
+    values: tuple[Size, ...]

@@ -48,11 +48,11 @@ def conv(
     stride: tuple[int, int] | int = 1, pads: tuple[int, int, int, int] | int = 0,
     dilation: tuple[int, int] | int = 1, groups: int = 1, *, transposed: bool = False,
     output_padding: tuple[int, int] = (0, 0), extras: Sequence[str] = (),
-    epilogue: Expr = ACCUMULATOR, plain_x: bool = False,
+    epilogue: Expr = ACCUMULATOR, prologue: Expr | None = None, plain_x: bool = False,
     x_halo: tuple[int, int, int, int] | None = None,
     y_halo: tuple[int, int, int, int] = NO_HALO, y_more: int = 0, hint: tuple[int, ...] = (),
 ) -> ConvProblem:  # fmt: skip
-    """extras: of "bias", "residual", "gate", "scalar"."""
+    """extras: of "bias", "residual", "gate", "scalar", ... (see `kinds`)."""
     kh, kw = kernel if isinstance(kernel, tuple) else (kernel, kernel)
     sh, sw = stride if isinstance(stride, tuple) else (stride, stride)
     dh, dw = dilation if isinstance(dilation, tuple) else (dilation, dilation)
@@ -78,13 +78,15 @@ def conv(
         "residual": blocked((n, oc, oh, ow), lanes, (1, 0, 0, 2)),
         "same": blocked((n, oc, oh, ow), lanes),
         "gate": gate(n, oc, lanes),
+        "scale": per_channel(ic, lanes),
+        "input gate": gate(n, ic, lanes),
         "scalar": SCALAR,
     }
     y = blocked((n, oc, oh, ow), lanes, y_halo, y_more)
     operands = (x, weights, *(kinds[e] for e in extras), y)
     return ConvProblem(
         operands, hint, strides=(sh, sw), pads=pads, dilations=(dh, dw), groups=groups,
-        transposed=transposed, epilogue=epilogue,
+        transposed=transposed, epilogue=epilogue, prologue=prologue,
     )  # fmt: skip
 
 
@@ -93,6 +95,8 @@ def reference(
 ) -> np.ndarray:
     """float64 result; inputs as logical arrays in the order of the operands."""
     x, w, *extras = (np.asarray(i, np.float64) for i in inputs)
+    if problem.prologue is not None:
+        x = np.asarray(evaluate(problem.prologue, [x, *extras]))
     acc = _transposed(problem, x, w, slots) if problem.transposed else _convolve(problem, x, w)
     return np.asarray(evaluate(problem.epilogue, [acc, *extras]))
 

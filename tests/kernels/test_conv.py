@@ -213,6 +213,36 @@ def test_candidates(target_name: str, ic: int, size: int, kernel: int) -> None:
         assert cpu.emit(problem, t, target).phases
 
 
+@pytest.mark.parametrize("n", [3, "d0"])
+def test_prologue(n: int | str, target: Target) -> None:
+    """Batch normalization and ReLU, or a gate, applied to what a 1x1 convolution reads."""
+    lanes = target.lanes
+    normalize = relu(call("add", call("mul", Arg(0), Arg(1)), Arg(2)))
+    gated = call("mul", Arg(0), Arg(1))
+    for shape in (
+        dict(ic=3 * lanes + 5, h=9, w=7, oc=2 * lanes + 1, kernel=1),
+        dict(ic=2 * lanes, h=9, w=7, oc=40, kernel=1, stride=2),
+        dict(ic=2 * lanes, h=1, w=1, oc=40, kernel=1),
+    ):
+        for extras, prologue in ((["scale", "scale", "bias"], normalize),
+                                 (["input gate", "scalar", "bias"], gated)):  # fmt: skip
+            problem = conv(lanes, n, **shape, extras=extras, prologue=prologue,
+                           epilogue=relu(call("add", Arg(0), Arg(3))),
+                           hint=(3,) if n == "d0" else ())  # fmt: skip
+            inputs = inputs_of(problem, (3,))
+            for t in (cpu.tactics(problem, target)[0], cpu.tactics(problem, target)[-1]):
+                (got,) = run_kernel(cpu, problem, t, target, inputs, (3,) if n == "d0" else ())
+                np.testing.assert_allclose(
+                    got, reference(problem, inputs), rtol=1e-5, atol=bound(problem, inputs) * 3
+                )
+
+
+def test_prologue_why_not(target: Target) -> None:
+    """Only 1x1 convolutions without pads take one."""
+    problem = conv(target.lanes, 1, 32, 8, 8, 32, 3, 1, 1, prologue=relu(Arg(0)))
+    assert "1x1" in str(cpu.why_not(problem, target))
+
+
 def test_chunks_of_input_channels(target: Target) -> None:
     """Partial sums over pieces of the input channels, with a tail, and both loop orders."""
     lanes = target.lanes

@@ -9,7 +9,7 @@ import numpy as np
 
 from enginesmith.codegen.expressions import vector_dtypes
 from enginesmith.kernels.base import Cost, KernelSource, Problem, Tactic
-from enginesmith.kernels.conv import depthwise, direct, plain, transposed, winograd
+from enginesmith.kernels.conv import depthwise, direct, plain, prologue, transposed, winograd
 from enginesmith.kernels.conv.problem import ConvProblem
 from enginesmith.kernels.conv.problem import cost as conv_cost
 from enginesmith.plan.target import Target
@@ -39,12 +39,14 @@ def why_not(problem: Problem, target: Target) -> str | None:
         return f"activations are not in blocks of {target.lanes} channels"
     if not vector_dtypes(problem.epilogue, ["float32"] * len(problem.operands)):
         return f"the epilogue is not float32: {problem.epilogue}"
-    return None
+    return prologue.why_not(problem)
 
 
 def tactics(problem: Problem, target: Target) -> tuple[Tactic, ...]:
     """Candidates of every algorithm that serves the problem, by its estimated time."""
     assert isinstance(problem, ConvProblem)
+    if problem.prologue is not None:
+        return direct.tactics(problem, target)
     able = [a for a in ALGORITHMS.values() if a.why_not(problem, target) is None]
     costs = {a: float(a.best_cycles(problem, target)) for a in able}
     able.sort(key=costs.__getitem__)

@@ -35,6 +35,7 @@ from enginesmith.kernels.base import (
     declare_sizes,
     mul,
 )
+from enginesmith.kernels.conv import prologue
 from enginesmith.kernels.conv.direct_search import best_cycles, extent, tactics
 from enginesmith.kernels.conv.epilogue import Output
 from enginesmith.kernels.conv.problem import ConvProblem
@@ -59,6 +60,8 @@ def why_not(problem: ConvProblem, target: Target) -> str | None:
     """None if the direct algorithm serves the problem."""
     if problem.transposed:
         return "transposed"
+    if (reason := prologue.why_not(problem)) is not None:
+        return reason
     groups, lanes = problem.groups, target.lanes
     if groups > 1 and (problem.group_in % lanes or problem.group_out % lanes):
         return f"groups are not whole blocks of {lanes} channels"
@@ -88,7 +91,7 @@ class Direct:
         self.output = Output(problem, target, "n" if self.flat == 2 else "hw")
         self.padded = not problem.x.block and any(problem.pads)
         self.block = problem.x.block or 1
-        self.x_strides = self._input_strides()
+        self.x_block, self.x_row, self.x_column = self._input_steps()
         self.full, self.rest = divmod(problem.group_in, self.block)
         self.chunk = tactic["chunk"] or max(self.full, 1)
         self.chunks = max(1, -(-self.full // self.chunk))
@@ -96,8 +99,23 @@ class Direct:
         self.out_blocks = -(-problem.group_out // self.lanes)
         self.whole_blocks = self.out_blocks - self.half
 
+    def _input_steps(self) -> tuple[Size, Size, Size]:
+        """Floats from one input block, output row and output column to the next, as the tiles read
+        the input: x itself, its padded planes or the prologue's copy."""
+        strides = self.problem.strides
+        if self.problem.prologue is not None:
+            rows, columns = self._walked()
+            return mul(self.lanes, rows, columns), mul(self.lanes, columns), self.lanes
+        n, c, h, w = self._input_strides()
+        return c, mul(strides[0], h), n if self.flat == 2 else mul(strides[1], w)
+
+    def _walked(self) -> tuple[Size, Size]:
+        """Rows and columns of output pixels per task, at most."""
+        rows = self.tactic["rows"]
+        return (1, rows) if self.flat else (rows, extent(self.problem, 0)[1])
+
     def _input_strides(self) -> tuple[Size, Size, Size, Size]:
-        """Of batch, channel block, row and column, in elements, as the convolution reads x."""
+        """Of batch, channel block, row and column, in floats."""
         problem = self.problem
         if self.padded:
             _, c, h, w = problem.x.shape
@@ -117,7 +135,7 @@ class Direct:
             pad, pad_tasks = pad_phase(self.problem.x, self.problem.pads, self.problem)
             text.append(pad)
             phases.insert(0, Phase(pad_tasks, "_pad"))
-            workspace = mul(4, self.x_strides[0], self.problem.x.shape[0])
+            workspace = mul(4, self._input_strides()[0], self.problem.x.shape[0])
         return KernelSource("\n".join([*text, main]), tuple(phases), scratch, workspace)
 
     def functions(self) -> tuple[str, Size, Size]:
@@ -126,9 +144,16 @@ class Direct:
         text = [self._tile(r, t, b) for b in widths for r in rows for t in columns]
         text += [self._panel(b, rows, columns) for b in widths]
         main, tasks = self._main(widths)
-        pixels = self.tactic["rows"]
-        walked = (pixels,) if self.flat else (pixels, extent(self.problem, 0)[1])
-        scratch = mul(4 * self.lanes * self.tactic["b"], *walked) if self.chunks > 1 else 0
+        pixels = mul(4 * self.lanes, *self._walked())
+        scratch = mul(pixels, self.tactic["b"]) if self.chunks > 1 else 0
+        if self.problem.prologue is not None:
+            copied = mul(pixels, -(-self.problem.in_channels // self.lanes))
+            scratch = add(scratch, copied)
+            text.append(
+                prologue.copy_function(
+                    self.problem, f"{self.prefix}copy", self.flat == 2, self.x_block
+                )
+            )
         return "\n".join([*text, main]), tasks, scratch
 
     def _tile_sizes(self) -> tuple[list[int], list[int], list[int]]:
@@ -145,7 +170,8 @@ class Direct:
         h, vector, lanes = ("", "vf", self.lanes) if width else ("h_", "vh", self.lanes // 2)
         kh, kw = self.problem.kernel
         dh, dw = self.problem.dilations
-        _, xc, xh, xw = self.x_strides
+        _, _, xh, xw = self._input_strides()
+        xc = self.x_block
         split = max(1, 6 // (r * t * b)) if self.block > 1 else 1
 
         def taps(channels: int, unroll: int) -> str:
@@ -211,12 +237,8 @@ static __attribute__((noinline)) void
 
     def _at(self, i: int, j: int) -> str:
         """Offset of the input of pixel (i, j) of a tile."""
-        sh, sw = self.problem.strides
-        xn, _, xh, xw = self.x_strides
-        if self.flat == 2:
-            return f"{j}*{c_size(xn)}"
-        row = f"{i * sh}*{c_size(xh)} + " if i else ""
-        return f"{row}{j * sw}*{c_size(xw)}"
+        row = f"{i}*{c_size(self.x_row)} + " if i else ""
+        return f"{row}{j}*{c_size(self.x_column)}"
 
     def _finish(self, r: int, t: int, width: int) -> str:
         """The epilogue over a tile: unrolled, or from memory in a loop when it is long."""
@@ -258,16 +280,13 @@ static __attribute__((noinline)) void
     def _panel(self, width: int, rows: list[int], columns: list[int]) -> str:
         """A function that walks a task's pixels with one tile of channels, chunk by chunk."""
         b, lanes = max(width, 1), self.lanes if width else self.lanes // 2
-        sh, sw = self.problem.strides
-        xn, xc, xh, xw = self.x_strides
         kh, kw = self.problem.kernel
-        x_column = xn if self.flat == 2 else mul(sw, xw)
         calls = "\n".join(
             f"      for (; h + {r} <= h1; h += {r}) {{ int64_t c = c0;\n"
             + "\n".join(
                 f"        for (; c + {t} <= c1; c += {t}, part += {r * t * b}*LANES) "
                 f"{self.prefix}tile_{r}_{t}_{width}(p, d, "
-                f"x + h*{c_size(mul(sh, xh))} + c*{c_size(x_column)}, w, "
+                f"x + h*{c_size(self.x_row)} + c*{c_size(self.x_column)}, w, "
                 f"part, blocks, i == 0, i == {self.chunks - 1}, n, cb, h, c);"
                 for t in columns
             )
@@ -285,7 +304,7 @@ static __attribute__((noinline)) void
       float *part = scratch;
       int64_t h = h0;
 {calls}
-      x += {self.chunk}*{c_size(xc)};
+      x += {self.chunk}*{c_size(self.x_block)};
       w += {self.chunk * self.block * kh * kw * b * lanes};
   }}
 }}"""
@@ -318,11 +337,22 @@ static __attribute__((noinline)) void
                 f"const int64_t h0 = piece*{per_task}, h1 = imin(h0 + {per_task}, "
                 f"{c_size(rows)}), c0 = 0, c1 = {c_size(columns)};"
             )
-        xn, xc, xh, xw = self.x_strides
+        xn, xc, xh, xw = self._input_strides()
         top, left = (0, 0) if self.padded else problem.pads[:2]
         kh, kw = problem.kernel
         per_block = problem.group_in * kh * kw * self.lanes
         source = f"p[{len(problem.operands)}]" if self.padded else "p[0]"
+        start = (
+            f"const float *x = (const float *){source} + n*{c_size(xn)} + "
+            f"g*{c_size(mul(self.full, xc))} - ({top})*{c_size(xh)} - ({left})*{c_size(xw)};"
+        )
+        if problem.prologue is not None:
+            partial = mul(self.lanes * b, *self._walked()) if self.chunks > 1 else 0
+            start = (
+                f"float *copied = (float *)scratch + {c_size(partial)}; "
+                f"{self.prefix}copy(p, d, copied, n, h0, h1, c0, c1);\n    "
+                f"const float *x = copied - h0*{c_size(self.x_row)} - c0*{c_size(self.x_column)};"
+            )
         group_tasks = oc_tasks // problem.groups
         limit = (self.out_blocks, self.whole_blocks)
         calls = "\n      ".join(
@@ -340,8 +370,7 @@ static __attribute__((noinline)) void
     {decode}
     const int64_t g = oc / {group_tasks}, tile0 = oc % {group_tasks} * {tiles};
     {walk}
-    const float *x = (const float *){source} + n*{c_size(xn)}
-        + g*{c_size(mul(self.full, xc))} - ({top})*{c_size(xh)} - ({left})*{c_size(xw)};
+    {start}
     for (int64_t tile = tile0; tile < imin(tile0 + {tiles}, {oc_tiles}); tile++) {{
       const int64_t cb = imin(tile*{b}, {self.whole_blocks if self.half else self.out_blocks});
       const float *w = (const float *)p[1] + (g*{self.out_blocks} + cb)*{per_block};

@@ -133,6 +133,11 @@ def _schedules(
     weights = panel * oc_tiles * problem.groups
     half = int(half_block(problem, target))
     order = 0 if weights > 400_000 else 1
+    if problem.prologue is not None:
+        # A task copies its pixels once and makes all channels of them, from L2.
+        fit = 4 * lanes * -(-problem.group_in // lanes) * (t if flat else r * columns)
+        walk = min(walk, max(1, 300_000 // max(1, fit)))
+        size, tiles, order, everything = walk * (t if flat else r), oc_tiles, 1, False
     full = problem.group_in // block
     chunk = max(1, int(160_000 * full / panel)) if full else 0
     chunks = [0]

@@ -50,7 +50,7 @@ class Output:
     def _moves(self, k: int) -> bool:
         """Whether an extra changes from pixel to pixel of a tile."""
         operand = self.problem.operands[1 + k]
-        return any(_strides(operand)["nchw".index(axis)] != 0 for axis in self.axes)
+        return any(strides_of(operand)["nchw".index(axis)] != 0 for axis in self.axes)
 
     def base(self, n: str, cb: str, h: str, w: str) -> str:
         """Pointers of y and the extras at a tile's origin."""
@@ -58,7 +58,7 @@ class Output:
         slots = [("y", len(ops) - 1)] + [(f"e{k}", 1 + k) for k in self.used]
         lines = [
             f"{'' if name == 'y' else 'const '}float *{name} = ("
-            f"{'' if name == 'y' else 'const '}float *)p[{i}] + {_offset(ops[i], n, cb, h, w)};"
+            f"{'' if name == 'y' else 'const '}float *)p[{i}] + {offset_of(ops[i], n, cb, h, w)};"
             for name, i in slots
         ]
         if self.tail:
@@ -87,26 +87,26 @@ class Output:
         value = f"epilogue({', '.join([acc, *(f'a{k}' for k in self.used)])})"
         if self.tail:
             value = f"(vf)((vi){value} & keep)"
-        where = _offset(self.problem.y, n, b, h, w)
+        where = offset_of(self.problem.y, n, b, h, w)
         return f"{{ {' '.join(lines)} store(y + {where}, {value}); }}"
 
     def _load(self, k: int, n: str, b: str, h: str, w: str) -> str:
         operand = self.problem.operands[1 + k]
-        where = f"e{k} + {_offset(operand, n, b, h, w)}"
+        where = f"e{k} + {offset_of(operand, n, b, h, w)}"
         one_value = operand.block == 0 or operand.shape[1] == 1 != self.problem.out_channels
         return f"splat(*({where}))" if one_value else f"load({where})"
 
 
-def _strides(operand: Operand) -> tuple[Size, ...]:
+def strides_of(operand: Operand) -> tuple[Size, ...]:
     """Those of (n, channel block, h, w); a plain operand of lower rank is broadcast in front."""
     return (0,) * (4 - len(operand.strides)) + operand.strides
 
 
-def _offset(operand: Operand, n: str, cb: str, h: str, w: str) -> str:
+def offset_of(operand: Operand, n: str, cb: str, h: str, w: str) -> str:
     """Elements from an operand's origin to a position. A plain operand has one value per pixel."""
     parts = [
         f"({at})*{c_size(s)}"
-        for at, s in zip((n, cb, h, w), _strides(operand), strict=True)
+        for at, s in zip((n, cb, h, w), strides_of(operand), strict=True)
         if s != 0 and at != "0"
     ]
     return "(" + ("+".join(parts) or "0") + ")"

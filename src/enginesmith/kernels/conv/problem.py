@@ -20,6 +20,8 @@ class ConvProblem(Problem):
         or plain with one value for all channels.
     y: (N, OC, OH, OW), blocked; its shape includes a transposed convolution's output padding.
     pads: (top, left, bottom, right). epilogue: Arg(0) is the accumulator, Arg(k) operands[1 + k].
+    prologue: None, or what a 1x1 convolution without pads applies to x before it multiplies: Arg(0)
+        is x, Arg(k) operands[1 + k], which have one value per input channel (and image).
     """
 
     strides: tuple[int, int] = (1, 1)
@@ -28,6 +30,7 @@ class ConvProblem(Problem):
     groups: int = 1
     transposed: bool = False
     epilogue: Expr = ACCUMULATOR
+    prologue: Expr | None = None
 
     @property
     def x(self) -> Operand:

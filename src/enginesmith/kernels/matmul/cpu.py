@@ -54,7 +54,7 @@ def tactics(problem: Problem, target: Target) -> tuple[Tactic, ...]:
     else:
         tiles = [(8, 3), (14, 2)] if wide else [(6, 2)]
     if isinstance(shape.m, int):
-        tiles = [(min(shape.m, mr), nv) for mr, nv in tiles]
+        tiles = [(max(1, min(shape.m, mr)), nv) for mr, nv in tiles]
     kinds = _kinds(problem, shape)
     return tuple(tactic(kind, mr=mr, nv=nv) for mr, nv in dict.fromkeys(tiles) for kind in kinds)
 

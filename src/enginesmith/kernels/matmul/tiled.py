@@ -71,12 +71,12 @@ def shape_of(problem: MatMulProblem) -> Shape:
 
 
 def pack_panels(problem: MatMulProblem, width: int, b: np.ndarray, lanes: int) -> np.ndarray:
-    """b (logical, ..., K, N) as [matrix][panel][K][width]; columns of the last panel are filled with
+    """b (logical, ..., K, N; broadcast axes may be 1 or missing) as [matrix][panel][K][width]; columns of the last panel are filled with
     zeros up to a whole vector, and it is that much narrower."""
     operand = problem.operands[1]
-    b = np.broadcast_to(b, [s if isinstance(s, int) else 1 for s in operand.shape])
+    b = b.reshape((1,) * (len(operand.strides) - b.ndim) + b.shape)
     for axis, stride in enumerate(operand.strides[:-2]):
-        if stride == 0:
+        if stride == 0:  # broadcast: however often it is repeated in `b`, the first is all
             b = b.take([0], axis=axis)
     k, n = b.shape[-2:]
     b = b.reshape(int(np.prod(b.shape[:-2])), k, n)

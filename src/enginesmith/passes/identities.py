@@ -53,7 +53,7 @@ def _is_identity(node: Node) -> bool:
         case PadAttrs(pads=pads):
             return all(p == 0 for p in pads)
         case ResizeAttrs(scales=scales, coordinates=coordinates, epilogue=None):
-            return all(s in (None, 1.0) for s in scales) and coordinates != "tf_crop_and_resize"
+            return all(s in (None, 1.0) for s in scales) and not coordinates.startswith("tf_")
         case PoolAttrs(kernel=(1, 1), strides=(1, 1), pads=(0, 0, 0, 0), epilogue=None):
             return True
     return False

@@ -112,8 +112,9 @@ def comparison(
 ) -> Table:
     """A row for each model: build time, both latencies, their ratio, the outputs' difference."""
     threads = len(os.sched_getaffinity(0))
-    table = Table(title=f"Median latency, {threads} threads, fp32", box=box.SIMPLE)
-    for column in ("model", "input", "build", "Enginesmith", "ONNX Runtime", "speed", "error"):
+    title = f"Median latency of Enginesmith and ONNX Runtime, {threads} threads, fp32"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("model", "input", "build", "ours", "ONNX Runtime", "speed", "error"):
         table.add_column(
             column, justify="left" if column in {"model", "input"} else "right", no_wrap=True
         )

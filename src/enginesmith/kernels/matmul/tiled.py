@@ -77,7 +77,7 @@ def pack_panels(problem: MatMulProblem, width: int, b: np.ndarray, lanes: int) -
     b = b.reshape((1,) * (len(operand.strides) - b.ndim) + b.shape)
     for axis, stride in enumerate(operand.strides[:-2]):
         if stride == 0:  # broadcast: however often it is repeated in `b`, the first is all
-            b = b.take([0], axis=axis)
+            b = b[(slice(None),) * axis + (slice(0, 1),)]
     k, n = b.shape[-2:]
     b = b.reshape(int(np.prod(b.shape[:-2])), k, n)
     padded = np.zeros((len(b), k, -(-n // lanes) * lanes), np.float32)

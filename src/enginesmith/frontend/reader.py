@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.shape_inference
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper, inliner, numpy_helper
 
@@ -81,16 +82,26 @@ def expanded(model: Model, known: Collection[str]) -> Model:
     foreign = {
         n.op_type for n in model.proto.graph.node if n.domain in STANDARD and n.op_type not in known
     }
-    composites = sorted(foreign - {"Constant"})
-    if not composites:
-        return model
-    try:
-        proto = inliner.inline_selected_functions(
-            model.proto, [("", op) for op in composites], inline_schema_functions=True
+    proto = model.proto
+    for op in sorted(foreign - {"Constant"}):
+        try:
+            proto = inliner.inline_selected_functions(
+                _with_types(proto), [("", op)], inline_schema_functions=True
+            )
+        except Exception:  # onnx raises bare C++ exceptions; the operator then counts as unknown
+            continue
+    return model if proto is model.proto else Model(proto, model.folder, model.name)
+
+
+def _with_types(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with the type of every tensor, which some operators' functions depend on."""
+    typed = onnx.ModelProto()
+    typed.CopyFrom(proto)
+    for tensor in proto.graph.initializer:
+        typed.graph.value_info.append(
+            helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
         )
-    except Exception:  # onnx raises bare C++ exceptions; the operators then count as unknown
-        return model
-    return Model(proto, model.folder, model.name)
+    return onnx.shape_inference.infer_shapes(typed)
 
 
 def _bytes_of(path: Path) -> bytes:

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
+import onnx
 from rich.table import Table
 from rich.text import Text
 
 from bench import machine, zoo
 from bench.compare import CONVOLUTIONAL, RESULTS
 from enginesmith.cli import display
-from enginesmith.verify.compare import compare, reference, worst
+from enginesmith.verify.compare import Runner, compare_outputs, reference, worst
 
 LIMIT = 2e-5
 """Norm-relative error of fp32 that passes."""
@@ -83,6 +84,7 @@ def check(case: Case, target: str, tuning: bool, threads: int | None) -> list[di
         return [_failed(case, "-", f"{type(error).__name__}: {error}")]
     took = time.perf_counter() - start
     _, runtime = reference(model, threads or 0)
+    plain = unoptimized(model)
     results = []
     for batch in case.batches:
         for shapes in case.shapes:
@@ -90,7 +92,9 @@ def check(case: Case, target: str, tuning: bool, threads: int | None) -> list[di
             feeds = zoo.feeds(case.model, model, batch, full)
             text = " ".join("x".join(map(str, array.shape)) for array in feeds.values())
             try:
-                found = compare(engine, runtime, feeds)
+                expected = runtime(feeds)
+                found = compare_outputs(engine(feeds), expected)
+                own = worst(compare_outputs(plain(feeds), expected))
             except Exception as error:
                 results.append(_failed(case, text, f"{type(error).__name__}: {error}"))
                 continue
@@ -99,6 +103,7 @@ def check(case: Case, target: str, tuning: bool, threads: int | None) -> list[di
                     "model": case.model,
                     "input": text,
                     "error": worst(found),
+                    "own": own,
                     "largest": max(d.largest for d in found),
                     "problem": "; ".join(d.problem for d in found if d.problem),
                     "passed": worst(found) <= LIMIT,
@@ -109,10 +114,24 @@ def check(case: Case, target: str, tuning: bool, threads: int | None) -> list[di
     return results
 
 
+def unoptimized(model: onnx.ModelProto) -> Runner:
+    """ONNX Runtime without graph optimizations. How far it is from the optimized one shows inputs at
+    which the model itself is unstable in fp32."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    providers = ["CPUExecutionProvider"]
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=providers)
+    names = [output.name for output in session.get_outputs()]
+    return lambda feeds: dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+
 def _failed(case: Case, shape: str, problem: str) -> dict[str, Any]:
     return {
-        "model": case.model, "input": shape, "error": None, "largest": None, "problem": problem,
-        "passed": False, "build": None,
+        "model": case.model, "input": shape, "error": None, "own": None, "largest": None,
+        "problem": problem, "passed": False, "build": None,
     }  # fmt: skip
 
 
@@ -120,14 +139,13 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
     """A row for each model and shape."""
     passed = sum(result["passed"] for result in results)
     rows = display.table(
-        "model", "input", ">error", ">largest", "~",
+        "model", "input", ">error", ">ORT with itself", ">largest", "~",
         title=f"Norm-relative error against ONNX Runtime: {passed} of {len(results)} at most "
         f"{LIMIT:.0e}",
     )  # fmt: skip
     for result in results:
-        figures = [
-            f"{v:.1e}" if v is not None else "-" for v in (result["error"], result["largest"])
-        ]
+        measured = (result[key] for key in ("error", "own", "largest"))
+        figures = [f"{value:.1e}" if value is not None else "-" for value in measured]
         verdict = Text("pass", "green") if result["passed"] else Text("fail", "red")
         if result["problem"]:
             verdict.append(f" {result['problem']}", "default")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from enginesmith.ir.dims import Dim
 from enginesmith.ir.types import TensorType
 
 if TYPE_CHECKING:
@@ -107,6 +108,9 @@ class Graph:
         self.outputs: list[Value] = []
         self.nodes: list[Node] = []
         self.metadata: dict[str, str] = {}
+        self.assumptions: list[tuple[Dim, Dim, tuple[str, ...]]] = []
+        """Pairs of dims that passes took to be equal, with the ONNX nodes that need it; the plan's
+        runtime checks them."""
         self.notes: list[str] = []
         """What passes want the user to know."""
 

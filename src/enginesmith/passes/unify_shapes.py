@@ -7,7 +7,8 @@
 Feature pyramids halve and double sizes, and their sums only fit where the size is a multiple of
 some power of two. The IR takes dims that meet there as equal (`types.broadcast`); written as one
 expression they are also provably equal, so the other passes and the kernels see one size, not two.
-A resize to the met size reads no further than before: it crops where the sizes weren't equal.
+What was taken for equal is noted in `graph.assumptions`, and shapes that break it are refused at
+run time.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ def unify_shapes(graph: Graph) -> bool:
         for value in node.inputs:
             shape = _met_shape(node, value)
             if shape != value.shape and value.producer is not None:
+                pairs = zip(value.shape, shape, strict=True)
+                graph.assumptions += [(a, b, node.sources) for a, b in pairs if a != b]
                 value.type = value.type.with_shape(shape)
                 changed |= {value.producer, *_infer_again(node)}
     return bool(changed)

@@ -14,13 +14,14 @@ from enginesmith.plan.plan import Constraint
 
 def constraints(graph: Graph) -> tuple[Constraint, ...]:
     """Every pair of dims that must be equal for the graph to make sense and isn't provably so."""
+    assumed = [*graph.assumptions]
+    assumed += [(a, b, node.sources) for node in graph.nodes for a, b in _pairs(node)]
     found: dict[tuple[str, str], Constraint] = {}
-    for node in graph.nodes:
-        for a, b in _pairs(node):
-            if dims.equal(a, b) or 1 in (a, b):
-                continue
-            left, right = sorted((dims.to_text(a), dims.to_text(b)))
-            found.setdefault((left, right), Constraint(_plain(left), _plain(right), node.sources))
+    for a, b, nodes in assumed:
+        if dims.equal(a, b) or 1 in (a, b):
+            continue
+        left, right = sorted((dims.to_text(a), dims.to_text(b)))
+        found.setdefault((left, right), Constraint(_plain(left), _plain(right), nodes))
     return tuple(found.values())
 
 

@@ -115,8 +115,8 @@ def check(case: Case, target: str, tuning: bool, threads: int | None) -> list[di
 
 
 def unoptimized(model: onnx.ModelProto) -> Runner:
-    """ONNX Runtime without graph optimizations. How far it is from the optimized one shows inputs at
-    which the model itself is unstable in fp32."""
+    """ONNX Runtime without graph optimizations: how far it is from the optimized one shows inputs
+    at which the model itself is unstable in fp32."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()

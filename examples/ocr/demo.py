@@ -113,7 +113,7 @@ def comparison(
     """A row for each model: build time, both latencies, their ratio, the outputs' difference."""
     threads = len(os.sched_getaffinity(0))
     title = f"Median latency of Enginesmith and ONNX Runtime, {threads} threads, fp32"
-    table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False)
+    table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for column in ("model", "input", "build", "ours", "ONNX Runtime", "speed", "error"):
         table.add_column(
             column, justify="left" if column in {"model", "input"} else "right", no_wrap=True

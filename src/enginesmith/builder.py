@@ -64,6 +64,10 @@ class Profile:
             if not 0 <= low <= typical <= high:
                 raise BuildError(f"profile {self}: needs 0 <= min <= opt <= max in every dimension")
 
+    def fixed(self) -> tuple[int | None, ...]:
+        """The size of every dimension with just one, None for the others."""
+        return tuple(a if a == b else None for a, b in zip(self.min, self.max, strict=True))
+
 
 ShapeLike: TypeAlias = "Sequence[int | str] | Profile"
 
@@ -128,7 +132,7 @@ def _read(
 ) -> tuple[Graph, tuple[SymbolRange, ...]]:
     """The imported graph and its symbols' ranges."""
     tell(Progress("import", 0, 1))
-    fixed = {k: None if isinstance(v, Profile) else tuple(v) for k, v in shapes.items()}
+    fixed = {k: v.fixed() if isinstance(v, Profile) else tuple(v) for k, v in shapes.items()}
     graph = import_model(model, fixed)
     ranges = symbol_ranges(graph, shapes)
     tell(Progress("import", 1, 1))
@@ -142,10 +146,6 @@ def symbol_ranges(graph: Graph, shapes: Mapping[str, ShapeLike]) -> tuple[Symbol
     problems: list[Problem] = []
     for value in graph.inputs:
         profile = shapes.get(value.name)
-        if isinstance(profile, Profile) and len(profile.opt) != value.type.rank:
-            reason = f"the profile has {len(profile.opt)} dimensions, the input {value.type.rank}"
-            problems.append(Problem(f"input {value.name!r}", reason))
-            continue
         for axis, dim in enumerate(value.shape):
             if isinstance(profile, Profile):
                 low, opt, high = profile.min[axis], profile.opt[axis], profile.max[axis]
@@ -226,7 +226,9 @@ def _tune(
     finally:
         if device is not None:
             device.close()
-    return {i: choice for members, choice in zip(groups.values(), found, strict=True) for i in members}
+    return {
+        i: choice for members, choice in zip(groups.values(), found, strict=True) for i in members
+    }
 
 
 def _task(step: Lowered, count: int) -> Task:

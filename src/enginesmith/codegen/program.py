@@ -11,7 +11,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-
 _POOL = """
 void es_begin(void *pool);
 void es_end(void *pool);

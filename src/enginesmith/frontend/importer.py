@@ -22,15 +22,15 @@ from enginesmith.ir.graph import Graph, Value, constant
 from enginesmith.ir.ops import PointwiseAttrs
 from enginesmith.ir.types import TensorType
 
-InputShapes = Mapping[str, Sequence[int | str] | None]
+InputShapes = Mapping[str, Sequence[int | str | None] | None]
 _UNKNOWN = ("", "?", "-1", "None")
 
 
 def import_model(source: Source | Model, shapes: InputShapes | None = None) -> Graph:
     """The model as a Graph.
 
-    `shapes`: per input name a shape of ints (fixed) and strings (named symbols); inputs left out,
-    or None, keep the file's shape, where names are symbols and unknown sizes become symbols such as
+    `shapes`: per input name a shape of ints (fixed), strings (named symbols) and None (as in the file);
+    inputs left out, or None, keep the file's shape, where names are symbols and unknown sizes become symbols such as
     `x_2`. ModelError: the model or a shape is wrong; UnsupportedError: valid, but not importable.
     Both list everything found.
     """
@@ -184,7 +184,7 @@ class _Import:
         return dims.symbol(name)
 
     def _bind(
-        self, name: str, type_: TensorType, wanted: Sequence[int | str], bound: dict[str, Dim]
+        self, name: str, type_: TensorType, wanted: Sequence[int | str | None], bound: dict[str, Dim]
     ) -> None:
         """Record what the caller's shape says of the symbols in the input's type."""
         where = f"shapes[{name!r}]"
@@ -194,6 +194,8 @@ class _Import:
             )
             return
         for axis, (dim, want) in enumerate(zip(type_.shape, wanted, strict=True)):
+            if want is None:
+                continue
             if isinstance(want, bool) or not isinstance(want, int | str | np.integer):
                 self.invalid.append(Problem(where, f"size {axis} is {want!r}, no int or name"))
                 continue

@@ -8,7 +8,7 @@ output. `epilogue` None means none (then there are no extras).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TypeAlias
 
 from enginesmith.ir.dims import Dim
@@ -257,4 +257,4 @@ def epilogue_of(attrs: Attrs) -> Expr | None:
 
 def takes_epilogue(op: str) -> bool:
     """Can nodes of this operator absorb pointwise work on their result?"""
-    return "epilogue" in OPS[op].attrs.__dataclass_fields__
+    return any(f.name == "epilogue" for f in fields(OPS[op].attrs))

@@ -189,7 +189,9 @@ class _Assembler:
         ]
         notes = list(self.parts.graph.notes)
         if untuned:
-            notes.append(f"{len(untuned)} of {len(self.parts.steps)} steps are untuned (heuristics)")
+            notes.append(
+                f"{len(untuned)} of {len(self.parts.steps)} steps are untuned (heuristics)"
+            )
         return tuple(notes)
 
     def has_choice(self, step: Lowered) -> bool:
@@ -208,14 +210,12 @@ def aligned(pieces: Sequence[bytes]) -> memoryview:
         whole[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
         done += len(piece)
     whole.flags.writeable = False
-    return memoryview(whole)
+    return whole.data
 
 
 def describe(step: Lowered) -> str:
     """One line that tells a reader what a step computes."""
-    shapes = [
-        "x".join(str(s) for s in o.shape) or "scalar" for o in step.problem.operands
-    ]
+    shapes = ["x".join(str(s) for s in o.shape) or "scalar" for o in step.problem.operands]
     n = step.problem.outputs
     return f"{', '.join(shapes[:-n])} -> {', '.join(shapes[-n:])}"
 

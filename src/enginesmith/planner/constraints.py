@@ -29,13 +29,13 @@ def _pairs(node: Node) -> list[tuple[Dim, Dim]]:
     out = node.outputs[0].shape
     attrs = node.attrs
     if isinstance(attrs, ConcatAttrs):
-        return [
-            (d, out[i]) for v in node.inputs for i, d in enumerate(v.shape) if i != attrs.axis
-        ]
+        return [(d, out[i]) for v in node.inputs for i, d in enumerate(v.shape) if i != attrs.axis]
     pairs: list[tuple[Dim, Dim]] = []
     if isinstance(attrs, MatMulAttrs) and min(v.type.rank for v in node.inputs[:2]) >= 2:
         a, b = node.inputs[:2]
-        pairs.append((a.shape[-2 if attrs.transpose_a else -1], b.shape[-1 if attrs.transpose_b else -2]))
+        pairs.append(
+            (a.shape[-2 if attrs.transpose_a else -1], b.shape[-1 if attrs.transpose_b else -2])
+        )
         batch = [v.shape[:-2] for v in (a, b)]
         pairs += [(d, out[len(out) - 2 - len(s) + i]) for s in batch for i, d in enumerate(s)]
     first = max(OPS[node.op].inputs, 0) if node.op != "pointwise" else 0

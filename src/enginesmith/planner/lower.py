@@ -16,7 +16,15 @@ from enginesmith.ir import dims
 from enginesmith.ir.dims import Dim, Shape
 from enginesmith.ir.graph import Node, Value
 from enginesmith.kernels.base import Operand, Problem, Size, add, mul
-from enginesmith.planner.storage import ClearHalo, Move, PlannedStep, Storage, StoragePlan, Stride, View
+from enginesmith.planner.storage import (
+    ClearHalo,
+    Move,
+    PlannedStep,
+    Storage,
+    StoragePlan,
+    Stride,
+    View,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +134,10 @@ class Lowering:
         else:
             view = self.plan.views[id(value)]
             strides = ((0,),) * lead + tuple(view.strides)
-        zeroed = tuple(
-            (0,) if shape[i] == 1 and out[i] != 1 else s for i, s in enumerate(strides)
-        )
+        zeroed = tuple((0,) if shape[i] == 1 and out[i] != 1 else s for i, s in enumerate(strides))
         if value.data is not None:
             sizes = tuple(self.stride(s) for s in zeroed)
-            self.operands.append(
-                Operand(value.dtype, self.shape(shape), sizes, constant=True)
-            )
+            self.operands.append(Operand(value.dtype, self.shape(shape), sizes, constant=True))
             self.places.append(data)
         else:
             self.view(view, shape, 0, zeroed)
@@ -177,9 +181,7 @@ class Lowering:
             0 if h == 1 else w * b,
             0 if w == 1 else b,
         )
-        self.operands.append(
-            Operand(data.dtype.name, (n, c, h, w), strides, b, constant=True)
-        )
+        self.operands.append(Operand(data.dtype.name, (n, c, h, w), strides, b, constant=True))
         self.places.append(np.ascontiguousarray(packed))
 
     def extra(self, value: Value, out: Value) -> None:
@@ -200,9 +202,7 @@ class Lowering:
         return Lowered(family, problem, tuple(self.places), sizes, sources, op)
 
 
-def lower(
-    step: PlannedStep, plan: StoragePlan, lanes: int, typical: Mapping[str, int]
-) -> Lowered:
+def lower(step: PlannedStep, plan: StoragePlan, lanes: int, typical: Mapping[str, int]) -> Lowered:
     """The problem of one step. typical: symbol values to tune for."""
     from enginesmith.planner.problems import LOWERINGS, lower_halo, lower_move
 

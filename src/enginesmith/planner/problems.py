@@ -105,9 +105,7 @@ def _pointwise(lowering: Lowering, node: Node) -> Lowered:
     assert isinstance(attrs, PointwiseAttrs)
     _extras(lowering, node, 0)
     lowering.value(node.output)
-    return lowering.done(
-        "pointwise", PointwiseProblem, node.op, node.sources, expr=attrs.expr
-    )
+    return lowering.done("pointwise", PointwiseProblem, node.op, node.sources, expr=attrs.expr)
 
 
 def _pool(lowering: Lowering, node: Node) -> Lowered:
@@ -129,7 +127,9 @@ def _strided_copy(lowering: Lowering, node: Node) -> Lowered:
     x, y, attrs = node.inputs[0], node.output, node.attrs
     if x.is_constant:
         if node.op != "expand":
-            raise unsupported(node, f"a {node.op} of a constant by symbolic sizes has no kernel yet")
+            raise unsupported(
+                node, f"a {node.op} of a constant by symbolic sizes has no kernel yet"
+            )
         lowering.broadcast(x, y.shape)
         lowering.value(y)
         return lowering.done("layout", LayoutProblem, node.op, node.sources)

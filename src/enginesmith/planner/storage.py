@@ -368,7 +368,11 @@ class _Placer:
         taken: set[int] = set()
         for position, value in enumerate(self.graph.outputs):
             view = None if value.is_constant else self.view_of(value)
-            if view is not None and self.can_be_output(view, value) and id(view.storage) not in taken:
+            if (
+                view is not None
+                and self.can_be_output(view, value)
+                and id(view.storage) not in taken
+            ):
                 view.storage.kind, view.storage.index = "output", position
                 taken.add(id(view.storage))
                 continue
@@ -460,9 +464,7 @@ def sliced(source: View, x: Value, starts: tuple[Dim, ...], steps: tuple[int, ..
 def expanded(strides: tuple[Stride, ...], old: Shape, new: Shape) -> tuple[Stride, ...]:
     """Strides that repeat a value of shape `old` over `new` (numpy broadcasting)."""
     lead = len(new) - len(old)
-    kept = tuple(
-        s if dims.equal(old[i], new[lead + i]) else (0,) for i, s in enumerate(strides)
-    )
+    kept = tuple(s if dims.equal(old[i], new[lead + i]) else (0,) for i, s in enumerate(strides))
     return ((0,),) * lead + kept
 
 

@@ -56,8 +56,12 @@ class Device(Protocol):
         """Machine and thread count: part of the timing cache's key."""
 
     def load(
-        self, problem: Problem, sources: Sequence[KernelSource], objects: Sequence[bytes],
-        constants: Sequence[Mapping[int, np.ndarray]], cold: bool,
+        self,
+        problem: Problem,
+        sources: Sequence[KernelSource],
+        objects: Sequence[bytes],
+        constants: Sequence[Mapping[int, np.ndarray]],
+        cold: bool,
     ) -> list[Trial]:
         """Trials of the candidates, sharing operand memory."""
 
@@ -180,8 +184,11 @@ def cpu_model() -> str:
     """The CPU's name, for the timing cache."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            lines = [line.partition(":")[2].strip() for line in file if line.startswith(
-                ("model name", "cpu family", "model\t", "stepping"))]
+            lines = [
+                line.partition(":")[2].strip()
+                for line in file
+                if line.startswith(("model name", "cpu family", "model\t", "stepping"))
+            ]
         return "/".join(dict.fromkeys(lines[:4]))
     except OSError:
         return "unknown"

@@ -51,7 +51,8 @@ class Choice:
 
 def candidates(family: str, problem: Problem, target: Target) -> tuple[Tactic, ...]:
     """The family's tactics for the problem."""
-    return FAMILIES[family].tactics(problem, target)
+    found: tuple[Tactic, ...] = FAMILIES[family].tactics(problem, target)
+    return found
 
 
 def timing_key(
@@ -145,7 +146,9 @@ def time_trials(trials: Sequence[Trial], clock: Clock = time.perf_counter) -> li
     return best
 
 
-def _groups(pending: Sequence[int], emitted: Mapping[int, Sequence[KernelSource]]) -> list[list[int]]:
+def _groups(
+    pending: Sequence[int], emitted: Mapping[int, Sequence[KernelSource]]
+) -> list[list[int]]:
     """Cut into runs of about 24 candidates."""
     groups: list[list[int]] = []
     count = 24

@@ -39,21 +39,10 @@ from enginesmith.kernels.conv import prologue
 from enginesmith.kernels.conv.direct_search import best_cycles, extent, tactics
 from enginesmith.kernels.conv.epilogue import Output
 from enginesmith.kernels.conv.problem import ConvProblem
-from enginesmith.kernels.conv.tiling import tile_sizes
+from enginesmith.kernels.conv.tiling import HALF, tile_sizes
 from enginesmith.plan.target import Target
 
 __all__ = ["best_cycles", "emit", "pack", "tactics", "why_not"]
-
-HALF = """\
-typedef float vh __attribute__((vector_size(32), aligned(4)));
-INLINE vh h_load(const float *p) { return *(const vh *)p; }
-INLINE void h_store(float *p, vh x) { *(vh *)p = x; }
-INLINE vh h_splat(float x) { return x - (vh){0}; }
-INLINE vf h_widen(vh x) {
-  return __builtin_shufflevector(x, (vh){0}, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-}
-"""
-"""Half vectors of a 16-lane target."""
 
 
 def why_not(problem: ConvProblem, target: Target) -> str | None:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from enginesmith.kernels.base import Size, Tactic, mul, same, tactic
 from enginesmith.kernels.conv.problem import ConvProblem
-from enginesmith.kernels.conv.tiling import most_pixels, step_cycles, units_per_task, weight_cycles
+from enginesmith.kernels.conv.tiling import (
+    half_block,
+    most_pixels,
+    step_cycles,
+    units_per_task,
+    weight_cycles,
+)
 from enginesmith.plan.target import Target
 
 TASK_FLOPS = 4e6
@@ -52,12 +58,6 @@ def walks_flat(problem: ConvProblem) -> int:
         for o in problem.extras
     )
     return int(all(dense) and all(extras))
-
-
-def half_block(problem: ConvProblem, target: Target) -> bool:
-    """Whether the last channel block fits half a vector, which takes half the time."""
-    tail = problem.group_out % target.lanes
-    return target.isa == "avx512" and problem.groups == 1 and 0 < tail <= target.lanes // 2
 
 
 def extent(problem: ConvProblem, flat: int) -> tuple[Size, Size]:

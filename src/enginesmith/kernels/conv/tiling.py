@@ -3,7 +3,25 @@
 from __future__ import annotations
 
 from enginesmith.kernels.base import Size
+from enginesmith.kernels.conv.problem import ConvProblem
 from enginesmith.plan.target import Target
+
+HALF = """\
+typedef float vh __attribute__((vector_size(32), aligned(4)));
+INLINE vh h_load(const float *p) { return *(const vh *)p; }
+INLINE void h_store(float *p, vh x) { *(vh *)p = x; }
+INLINE vh h_splat(float x) { return x - (vh){0}; }
+INLINE vf h_widen(vh x) {
+  return __builtin_shufflevector(x, (vh){0}, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+"""
+"""Half vectors of a 16-lane target."""
+
+
+def half_block(problem: ConvProblem, target: Target) -> bool:
+    """Whether the last channel block fits half a vector, which takes half the time."""
+    tail = problem.group_out % target.lanes
+    return target.isa == "avx512" and problem.groups == 1 and 0 < tail <= target.lanes // 2
 
 
 def tile_sizes(size: Size, tile: int) -> list[int]:

@@ -31,6 +31,7 @@ from enginesmith.kernels.conv import direct
 from enginesmith.kernels.conv.epilogue import Output
 from enginesmith.kernels.conv.plain import by_output
 from enginesmith.kernels.conv.problem import ConvProblem
+from enginesmith.kernels.conv.tiling import HALF
 from enginesmith.plan.target import Target
 
 
@@ -71,7 +72,7 @@ def emit(problem: ConvProblem, tactic: Tactic, target: Target) -> KernelSource:
     """One phase; consecutive tasks are the output phases of the same pixels if these are alike."""
     parts = _parts(problem)
     written: dict[ConvProblem, tuple[str, Size, Size]] = {}
-    text = [Output(problem, target).functions, direct.HALF if tactic.get("half") else ""]
+    text = [Output(problem, target).functions, HALF if tactic.get("half") else ""]
     calls: list[str] = []
     weights = 0
     scratch: Size = 0

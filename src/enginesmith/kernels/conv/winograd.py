@@ -15,6 +15,7 @@ Parameters of the tactic:
     fused     1: a task transforms a block of tiles into its scratch and makes all its outputs;
               0: a first phase transforms all blocks into the workspace
     tiles     (fused = 0) tiles of B channel blocks per task
+    half      1: the last channel block is computed in half vectors (its tile is written "b = 0")
     order     (fused = 0) 0: consecutive tasks share weights; 1: they share tiles
 """
 
@@ -37,7 +38,13 @@ from enginesmith.kernels.base import (
 )
 from enginesmith.kernels.conv.epilogue import Output
 from enginesmith.kernels.conv.problem import ConvProblem
-from enginesmith.kernels.conv.tiling import most_pixels, step_cycles, weight_cycles
+from enginesmith.kernels.conv.tiling import (
+    HALF,
+    half_block,
+    most_pixels,
+    step_cycles,
+    weight_cycles,
+)
 from enginesmith.kernels.conv.toom_cook import apply, transform, transform_weights
 from enginesmith.plan.target import Target
 
@@ -92,7 +99,9 @@ def estimate(problem: ConvProblem, target: Target, m: int, t: int, b: int) -> fl
     ic = problem.in_channels
     in_blocks, out_blocks = -(-ic // target.lanes), -(-problem.out_channels // target.lanes)
     blocks = -(-total // t)
-    products = blocks * n * n * ic * step_cycles(t, b, target) * out_blocks / b
+    half = half_block(problem, target)
+    whole = step_cycles(t, b, target) * (out_blocks - half) / b
+    products = blocks * n * n * ic * (whole + half * 0.65 * step_cycles(t, 1, target))
     transforms = total * (in_blocks * n * n * 6.0 + out_blocks * n * n * 5.0)
     return products + transforms + weight_cycles(n * n * ic * out_blocks * target.lanes)
 
@@ -103,9 +112,10 @@ def _candidates(problem: ConvProblem, target: Target, m: int) -> list[tuple[floa
     out_blocks = -(-problem.out_channels // target.lanes)
     n = m + 2
     lanes = target.lanes
+    half = int(half_block(problem, target))
     found = []
     for b in (1, 2, 3, 4):
-        if b > out_blocks:
+        if b > max(1, out_blocks - half):
             continue
         most = most_pixels(b, target)
         for t in range(max(1, most // 2), most + 1):
@@ -114,7 +124,7 @@ def _candidates(problem: ConvProblem, target: Target, m: int) -> list[tuple[floa
             block_bytes = 4 * n * n * t * problem.in_channels
             if blocks >= 8 and block_bytes < 700_000:
                 # Tiles stay in L2, where the weights pass by.
-                found.append((cycles, tactic("winograd", m=m, t=t, b=b, fused=1)))
+                found.append((cycles, tactic("winograd", m=m, t=t, b=b, fused=1, half=half)))
                 if blocks >= 64:  # V of the whole problem would take much memory
                     continue
             per_tile = n * n * problem.in_channels * b * t
@@ -122,9 +132,8 @@ def _candidates(problem: ConvProblem, target: Target, m: int) -> list[tuple[floa
             weights = 4 * n * n * problem.in_channels * out_blocks * lanes
             order = 0 if weights > 600_000 else 1
             spread = cycles * 1.03 + total * in_blocks * n * n * 2.0
-            found.append(
-                (spread, tactic("winograd", m=m, t=t, b=b, fused=0, tiles=tiles, order=order))
-            )
+            phases = tactic("winograd", m=m, t=t, b=b, fused=0, tiles=tiles, order=order, half=half)
+            found.append((spread, phases))
     return found
 
 
@@ -151,6 +160,9 @@ class _Winograd:
         self.full, self.rest = divmod(problem.in_channels, self.lanes)
         self.in_blocks = self.full + (self.rest > 0)
         self.out_blocks = -(-problem.out_channels // self.lanes)
+        self.half = tactic.get("half") == 1
+        self.whole_blocks = self.out_blocks - self.half
+        self.oc_tiles = -(-self.whole_blocks // self.b) + self.half
         self.total, (self.rows, self.columns), _ = _counts(problem, self.m)
         self.blocks = ceildiv(self.total, self.t)
         self.v_point = self.in_blocks * self.t * self.lanes + SKEW
@@ -158,9 +170,11 @@ class _Winograd:
         self.output = Output(problem, target)
 
     def source(self) -> KernelSource:
-        widths = [self.b] + ([self.out_blocks % self.b] if self.out_blocks % self.b else [])
+        widths = [self.b] if self.whole_blocks >= self.b else []
+        widths += [self.whole_blocks % self.b] if self.whole_blocks % self.b else []
+        widths += [0] * self.half
         m_bytes = 4 * self.n * self.n * (self.b * self.t * self.lanes + SKEW)
-        text = [self.output.functions, self._transform()]
+        text = [self.output.functions, HALF if self.half else "", self._transform()]
         text += [self._products(b) for b in widths] + [self._inverse()]
         if self.fused:
             text.append(self._fused_main(widths))
@@ -238,36 +252,39 @@ static void transform_block(char *const *p, const int64_t *d, int64_t block, int
   }}
 }}"""
 
-    def _products(self, b: int) -> str:
-        """`multiply_b`: M of b channel blocks for all points."""
-        t = self.t
+    def _products(self, width: int) -> str:
+        """`multiply_<width>`: M of that many channel blocks for all points."""
+        t, b = self.t, max(width, 1)
+        h, vector, lanes = ("", "vf", self.lanes) if width else ("h_", "vh", self.lanes // 2)
+        widen = "" if width else "h_widen"
 
         def channels(count: int) -> str:
             sums = "\n".join(
-                f"        {{ const vf x = splat(v[{j}*LANES + c]); UNROLL for (int k = 0; k < {b}; "
-                f"k++) acc[{j}][k] += x * u[k]; }}"
+                f"        {{ const {vector} x = {h}splat(v[{j}*LANES + c]); "
+                f"UNROLL for (int k = 0; k < {b}; k++) acc[{j}][k] += x * u[k]; }}"
                 for j in range(t)
             )
             return f"""\
       #pragma clang loop unroll_count(4)
       for (int64_t c = 0; c < {count}; c++) {{
-        vf u[{b}];
-        UNROLL for (int k = 0; k < {b}; k++) u[k] = load(w + k*LANES);
-        w += {b}*LANES;
+        {vector} u[{b}];
+        UNROLL for (int k = 0; k < {b}; k++) u[k] = {h}load(w + k*LANES);
+        w += {b * lanes};
 {sums}
       }}"""
 
         tail = f"\n    {{\n{channels(self.rest)}\n    }}" if self.rest else ""
         return f"""\
-static __attribute__((noinline)) void multiply_{b}(const float *from, const float *w, float *m) {{
+static __attribute__((noinline)) void
+multiply_{width}(const float *from, const float *w, float *m) {{
   for (int64_t point = 0; point < {self.n * self.n}; point++) {{
     const float *v = from + point*{self.v_point};
-    vf acc[{t}][{b}] = {{0}};
+    {vector} acc[{t}][{b}] = {{0}};
     for (int64_t i = 0; i < {self.full}; i++, v += {t}*LANES) {{
 {channels(self.lanes)}
     }}{tail}
     UNROLL for (int k = 0; k < {b}; k++)
-      UNROLL for (int j = 0; j < {t}; j++) store(m + (k*{t} + j)*LANES, acc[j][k]);
+      UNROLL for (int j = 0; j < {t}; j++) store(m + (k*{t} + j)*LANES, {widen}(acc[j][k]));
     m += {self.b * t}*LANES + {SKEW};
   }}
 }}"""
@@ -333,13 +350,18 @@ static __attribute__((noinline)) void finish(char *const *p, const int64_t *d, c
 }}"""
 
     def _calls(self, widths: list[int], v: str, m: str) -> str:
-        """C that makes the outputs of the channel blocks from `cb` on."""
+        """C that makes the outputs of the channel blocks of `tile`."""
         per_block = self.n * self.n * self.problem.in_channels * self.lanes
+        limit = (self.out_blocks, self.whole_blocks)
+        start = f"const int64_t cb = imin(tile*{self.b}, {limit[self.half]});"
         return "\n      ".join(
-            f"{'else ' if i else ''}if (cb + {b} <= {self.out_blocks}) {{ "
-            f"multiply_{b}({v}, (const float *)p[1] + cb*{per_block}, {m}); "
-            f"finish(p, d, {m}, block, cb, {b}); }}"
-            for i, b in enumerate(widths)
+            [start]
+            + [
+                f"{'else ' if i else ''}if (cb + {b or 1} <= {limit[b > 0]}) {{ "
+                f"multiply_{b}({v}, (const float *)p[1] + cb*{per_block}, {m}); "
+                f"finish(p, d, {m}, block, cb, {b or 1}); }}"
+                for i, b in enumerate(widths)
+            ]
         )
 
     def _fused_main(self, widths: list[int]) -> str:
@@ -348,7 +370,7 @@ void NAME(char *const *p, const int64_t *d, int64_t begin, int64_t end, char *sc
   float *v = (float *)scratch, *m = v + {self.v_size};
   for (int64_t block = begin; block < end; block++) {{
     transform_block(p, d, block, 0, {self.in_blocks}, v);
-    for (int64_t cb = 0; cb < {self.out_blocks}; cb += {self.b}) {{
+    for (int64_t tile = 0; tile < {self.oc_tiles}; tile++) {{
       {self._calls(widths, "v", "m")}
     }}
   }}
@@ -371,8 +393,7 @@ void NAME_in(char *const *p, const int64_t *d, int64_t begin, int64_t end, char 
 
     def _main(self, widths: list[int]) -> tuple[str, Size]:
         tiles = self.tactic["tiles"]
-        oc_tiles = -(-self.out_blocks // self.b)
-        groups = -(-oc_tiles // tiles)
+        groups = -(-self.oc_tiles // tiles)
         blocks = c_size(self.blocks)
         decode = (
             f"const int64_t block = task % {blocks}, oc = task / {blocks};"
@@ -386,8 +407,8 @@ void NAME(char *const *p, const int64_t *d, int64_t begin, int64_t end, char *sc
   for (int64_t task = begin; task < end; task++) {{
     {decode}
     const float *v = (const float *)p[{len(self.problem.operands)}] + block*{self.v_size};
-    const int64_t cb1 = imin((oc + 1)*{tiles * self.b}, {self.out_blocks});
-    for (int64_t cb = oc*{tiles * self.b}; cb < cb1; cb += {self.b}) {{
+    const int64_t last = imin((oc + 1)*{tiles}, {self.oc_tiles});
+    for (int64_t tile = oc*{tiles}; tile < last; tile++) {{
       {self._calls(widths, "v", "m")}
     }}
   }}
@@ -405,6 +426,8 @@ def pack(
     out_blocks = -(-oc // lanes)
     padded = np.zeros((n * n, ic, out_blocks * lanes), np.float32)
     padded[..., :oc] = u.reshape(n * n, oc, ic).swapaxes(1, 2)
-    step = b * lanes
-    parts = [padded[..., c : c + step].reshape(-1) for c in range(0, out_blocks * lanes, step)]
-    return {1: np.concatenate(parts)}
+    half = tactic.get("half")
+    whole = (out_blocks - half) * lanes
+    tiles = [slice(c, min(c + b * lanes, whole)) for c in range(0, whole, b * lanes)]
+    tiles += [slice(whole, whole + lanes // 2)] * half
+    return {1: np.concatenate([padded[..., tile].reshape(-1) for tile in tiles])}

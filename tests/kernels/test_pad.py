@@ -12,7 +12,9 @@ from enginesmith.kernels.pad.problem import PadProblem
 
 @pytest.mark.parametrize("dtype", ["float32", "int64", "bool"])
 @pytest.mark.parametrize("mode", ["constant", "edge", "reflect", "wrap"])
-@pytest.mark.parametrize("pads", [((0, 1, 2), (2, 0, 3)), ((1, 1, 1), (0, 0, 0)), ((3, 0, 5), (3, 4, 0))])
+@pytest.mark.parametrize(
+    "pads", [((0, 1, 2), (2, 0, 3)), ((1, 1, 1), (0, 0, 0)), ((3, 0, 5), (3, 4, 0))]
+)
 def test_modes(dtype, mode, pads):
     x = (floats(1, 4, 5, 6) * 9).astype(dtype)
     fill = {"constant_values": 3} if mode == "constant" else {}

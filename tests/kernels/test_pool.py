@@ -27,7 +27,9 @@ def reference(kind, x, kernel, strides, pads, dilations, count_pad, ceil):
     attributes["dilations"] = dilations
     if kind == "average":
         attributes["count_include_pad"] = int(count_pad)
-    node = oh.make_node({"max": "MaxPool", "average": "AveragePool"}[kind], ["x"], ["y"], **attributes)
+    node = oh.make_node(
+        {"max": "MaxPool", "average": "AveragePool"}[kind], ["x"], ["y"], **attributes
+    )
     ends = [oh.make_tensor_value_info(n, 1, None) for n in "xy"]
     graph = oh.make_graph([node], "g", ends[:1], ends[1:])
     model = oh.make_model(graph, opset_imports=[oh.make_opsetid("", 19)])

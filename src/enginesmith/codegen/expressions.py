@@ -30,7 +30,7 @@ _UNARY_BUILTINS = {"abs": "abs", "sqrt": "sqrt", "floor": "floor", "ceil": "ceil
                    "round": "roundeven"}  # fmt: skip
 _FUNCTIONS = {"exp": "exp", "log": "log", "tanh": "tanh", "erf": "erf", "sigmoid": "sigmoid",
               "sin": "sin", "cos": "cos", "pow": "pow", "mod": "mod", "fmod": "fmod"}  # fmt: skip
-_TEXT_OF = {"cos": "sin", "fmod": "mod", "min": "max"}  # functions that come with another's text
+_TEXT_OF = {"cos": "sin", "fmod": "mod"}  # functions that come with another's text
 
 
 def c_float(value: float, dtype: str = "float32") -> str:
@@ -44,22 +44,47 @@ def c_float(value: float, dtype: str = "float32") -> str:
     return f"({text})" if text.startswith("-") else text
 
 
+def _parts(expr: Expr) -> tuple[Expr, ...]:
+    match expr:
+        case Cast(_, x):
+            return (x,)
+        case Call(_, operands):
+            return operands
+    return ()
+
+
+def _nodes(expr: Expr) -> list[Expr]:
+    """Every object of the tree once, operands before users. By identity: hashing or walking a tree
+    whose subtrees are shared takes time exponential in its depth."""
+    order: list[Expr] = []
+    seen: set[int] = set()
+
+    def visit(node: Expr) -> None:
+        if id(node) not in seen:
+            seen.add(id(node))
+            for part in _parts(node):
+                visit(part)
+            order.append(node)
+
+    visit(expr)
+    return order
+
+
 def vector_dtypes(expr: Expr, args: Sequence[str]) -> bool:
     """True if `vector_expression` can write the tree over operands of types `args`: float32 values,
     bool only between its operations."""
-    match expr:
-        case Arg(index):
-            return args[index] == "float32"
-        case Const(_, dtype):
-            return dtype in ("float32", "bool")
-        case Cast(dtype, x):
-            return dtype in ("float32", "bool") and vector_dtypes(x, args)
-        case Call(op, operands):
-            kinds = {dtype_of(o, args) for o in operands}
-            logical = op in ("and", "or", "xor", "not", "eq", "where")
-            return all(vector_dtypes(o, args) for o in operands) and (
-                logical or kinds == {"float32"}
-            )
+
+    def fits(node: Expr) -> bool:
+        match node:
+            case Arg(index):
+                return args[index] == "float32"
+            case Const(_, dtype) | Cast(dtype, _):
+                return dtype in ("float32", "bool")
+            case Call(op, operands):
+                logical = op in ("and", "or", "xor", "not", "eq", "where")
+                return logical or all(dtype_of(o, args) == "float32" for o in operands)
+
+    return all(fits(node) for node in _nodes(expr))
 
 
 def vector_expression(expr: Expr, args: Sequence[str]) -> str:
@@ -88,33 +113,34 @@ class _Writer:
     ) -> None:  # fmt: skip
         self.dtypes, self.args = dtypes, args
         self.type_name, self.operation = type_name, operation
-        self.known: dict[Expr, str] = {}
+        self.names: dict[str, str] = {}  # the text of a step -> the temporary that holds it
         self.lines: list[str] = []
 
     def text(self, expr: Expr) -> str:
         if isinstance(expr, Arg):
             return self.args[expr.index]
-        result = self.visit(expr)
+        written: dict[int, str] = {}  # by identity: see _nodes
+        for node in _nodes(expr):
+            written[id(node)] = self.step(node, [written[id(part)] for part in _parts(node)])
+        result = written[id(expr)]
         return f"({{ {' '.join(self.lines)} {result}; }})" if self.lines else result
 
-    def visit(self, expr: Expr) -> str:
-        if expr in self.known:
-            return self.known[expr]
-        if isinstance(expr, Arg) and self.args[expr.index].isidentifier():
-            return self.args[expr.index]
+    def step(self, expr: Expr, operands: Sequence[str]) -> str:
+        """The name (or, of a constant, the text) of a node's value."""
+        if isinstance(expr, Const):
+            return self.operation(expr, self.dtypes, ())
         if isinstance(expr, Arg):
             value = self.args[expr.index]
-        elif isinstance(expr, Const):
-            return self.operation(expr, self.dtypes, ())
+            if value.isidentifier():
+                return value
         else:
-            parts = (expr.x,) if isinstance(expr, Cast) else expr.args
-            value = self.operation(expr, self.dtypes, [self.visit(p) for p in parts])
-        # Two underscores: no caller's variable (which `args` may name) is hidden by a temporary.
-        name = f"e__{len(self.lines)}"
-        kind = self.type_name(dtype_of(expr, self.dtypes))
-        self.lines.append(f"{kind} {name} = {value};")
-        self.known[expr] = name
-        return name
+            value = self.operation(expr, self.dtypes, operands)
+        if value not in self.names:
+            # Two underscores: no caller's variable (which `args` may name) is hidden.
+            self.names[value] = f"e__{len(self.lines)}"
+            kind = self.type_name(dtype_of(expr, self.dtypes))
+            self.lines.append(f"{kind} {self.names[value]} = {value};")
+        return self.names[value]
 
 
 def _vector_type(dtype: str) -> str:
@@ -267,22 +293,20 @@ def vmath(*exprs: Expr | None) -> str:
     Guarded, so it may be put into a file more than once."""
     names: set[str] = set()
     for expr in exprs:
-        if expr is not None:
-            _functions(expr, names)
+        for node in _nodes(expr) if expr is not None else ():
+            if isinstance(node, Call):
+                names |= _functions(node.op)
     return math_text(names)
 
 
-def _functions(expr: Expr, names: set[str]) -> None:
-    match expr:
-        case Cast(_, x):
-            _functions(x, names)
-        case Call(op, operands):
-            for operand in operands:
-                _functions(operand, names)
-            if op in ("max", "min"):
-                names.add("v_max")
-            elif op in _FUNCTIONS:
-                function = _TEXT_OF.get(op, op)
-                names |= {f"v_{op}" if op in ("cos",) else f"v_{function}", f"d_{function}"}
-            if op in ("div", "mod", "fmod", "pow"):
-                names.add("integers")
+def _functions(op: str) -> set[str]:
+    """The texts of `vmath.FUNCTIONS` that an operation may call, on any type."""
+    names = set()
+    if op in ("max", "min"):
+        names.add("v_max")
+    elif op in _FUNCTIONS:
+        text = _TEXT_OF.get(op, op)
+        names |= {"v_cos" if op == "cos" else f"v_{text}", f"d_{text}"}
+    if op in ("div", "mod", "fmod", "pow"):
+        names.add("integers")
+    return names

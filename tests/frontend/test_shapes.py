@@ -213,6 +213,39 @@ def test_a_batch_written_into_a_reshape(size: int | str) -> None:
         assert import_model(m, {"x": (1, 6)}).outputs[0].shape == (1, 2, 3)
 
 
+def test_symbols_that_must_have_one_value_get_it() -> None:
+    """Files whose input says nothing at all: the weights tell how many channels there are."""
+    m = model(
+        [node("Conv", "x w", "c", "stem"), node("ReduceMean", "c", "p", axes=[2, 3], keepdims=0),
+         node("Add", "p z", "s"), node("Gemm", "s v", "y", "head")],
+        {"x": [None] * 4, "z": [None, "wide"]},
+        ["y"],
+        {"w": np.ones((4, 3, 1, 1), np.float32), "v": np.ones((4, 2), np.float32)},
+    )  # fmt: skip
+    graph = import_model(m)
+    assert types(graph)[0] == "float32[x_0, 3, x_2, x_3]"
+    assert graph.notes == ["x_1 is 3, which node stem demands"]
+
+
+def test_assumptions_are_noted() -> None:
+    """What import takes on trust is there for the runtime to check."""
+    m = model(
+        [node("Reshape", "x t", "a"), node("Gather", "x five", "b", axis=1),
+         node("Shape", "z", "s"),
+         node("Concat", "s three", "u", axis=0), node("Expand", "r u", "c")],
+        {"x": ["n", "w"], "z": ["m"], "r": ["k", 3]},
+        ["a", "b", "c"],
+        {"t": np.array([-1, 4]), "five": np.int64(5), "three": np.array([3])},
+    )  # fmt: skip
+    graph = import_model(m)
+    assumed = [(dims.to_text(a), dims.to_text(b), s) for a, b, s in graph.assumptions]
+    assert assumed == [
+        ("n*w", "4*(n*w//4)", ("the_Reshape",)),
+        ("max(6, w)", "w", ("the_Gather",)),
+        ("k", "m", ("the_Expand",)),
+    ]
+
+
 def test_a_shape_computed_from_data_is_refused() -> None:
     m = model(
         [node("Cast", "x", "target", to=INT64), node("Reshape", "x target", "y")],

@@ -22,6 +22,7 @@ TEXT = """\
 graph "tiny" {
   meta "author" = "me \\"myself\\""
   note "fused 2 nodes"
+  assume <w> = <2*(w//2)> from "add"
   input %x: float32[batch, 3, 8, w]
   const %w: float32[4, 3, 3, 3] #HASH
   const %b: float32[4, 1, 1] = [0.0, 1.0, -inf, 0.5]

@@ -14,7 +14,7 @@ import numpy as np
 import sympy
 
 from enginesmith.frontend import symbolic
-from enginesmith.frontend.node import Invalid, Unsupported
+from enginesmith.frontend.node import FixedSize, Invalid, Unsupported
 from enginesmith.frontend.symbolic import Contents, Undecidable
 from enginesmith.ir import dims, expr, reference
 from enginesmith.ir.dims import Dim, Shape
@@ -80,6 +80,16 @@ class GraphBuilder:
                 return tracked
         return self._append(op, [self.data(v) for v in inputs], attrs, type_)
 
+    def fix(self, dim: Dim, size: Dim) -> None:
+        """A symbol that has to be a number here is that number in the whole model."""
+        if isinstance(size, int) and not isinstance(dim, int) and dim.is_Symbol:
+            raise FixedSize(dim.name, size, self.source)
+
+    def _assume(self, a: Dim, b: Dim) -> None:
+        """Note sizes that must be equal and aren't provably so, for the runtime to check."""
+        if not dims.equal(a, b):
+            self.graph.assumptions.append((a, b, (self.source,)))
+
     def _append(self, op: str, inputs: Sequence[Value], attrs: Attrs, type_: TensorType) -> Value:
         output = Value(self.hint, type_)
         self.graph.nodes.append(Node(op, inputs, [output], attrs, (self.source,)))
@@ -122,6 +132,7 @@ class GraphBuilder:
         if dims.same_shape(x.shape, target):
             return x
         _check_counts(x.shape, target)
+        self._assume(dims.product(x.shape), dims.product(target))
         return self.emit("reshape", [x], ReshapeAttrs(), target)
 
     def transpose(self, x: Value, perm: Sequence[int]) -> Value:
@@ -135,6 +146,9 @@ class GraphBuilder:
             target = broadcast(x.shape, tuple(shape))
         except ValueError as error:
             raise Invalid(str(error)) from None
+        for have, want in zip(reversed(x.shape), reversed(tuple(shape)), strict=False):
+            if 1 not in (have, want):
+                self._assume(have, want)
         if dims.same_shape(x.shape, target):
             return x
         return self.emit("expand", [x], ExpandAttrs(), target)
@@ -148,7 +162,10 @@ class GraphBuilder:
         return self.emit("slice", [x], SliceAttrs(tuple(starts), tuple(steps)), tuple(shape))
 
     def slice_axis(self, x: Value, axis: int, start: Dim, size: Dim) -> Value:
-        """`size` elements from `start` on along one axis."""
+        """`size` elements from `start` on along one axis, which is long enough."""
+        end = dims.simplify(start + size)
+        if not isinstance(x.shape[axis], int):
+            self._assume(dims.dim_max(x.shape[axis], end), x.shape[axis])
         starts: list[Dim] = [0] * x.type.rank
         shape = list(x.shape)
         starts[axis], shape[axis] = start, size

@@ -123,8 +123,9 @@ def conv(b: GraphBuilder, n: OnnxNode) -> Value:
     if n.value(1).type.rank != count + 2:
         raise Invalid(f"weights of rank {n.value(1).type.rank} for {count} spatial axes")
     x, w = _widened(b, n.value(0)), _widened(b, n.value(1))
-    window = Window(b, n, x, _kernel_of(n, w, count), count)
     groups = n.integer("group", 1)
+    b.fix(x.shape[1], dims.simplify(w.shape[1] * groups))
+    window = Window(b, n, x, _kernel_of(n, w, count), count)
     if groups < 1 or (isinstance(w.shape[0], int) and w.shape[0] % groups):
         raise Invalid(f"{dims.to_text(w.shape[0])} output channels in {groups} groups")
     bias = _bias(b, n, w.shape[0])
@@ -140,6 +141,7 @@ def conv_transpose(b: GraphBuilder, n: OnnxNode) -> Value:
         raise Invalid(f"weights of rank {n.value(1).type.rank} for {count} spatial axes")
     x, w = _widened(b, n.value(0)), _widened(b, n.value(1))
     kernel, groups = _kernel_of(n, w, count), n.integer("group", 1)
+    b.fix(x.shape[1], w.shape[0])
     ones = (1,) * count
     strides = _pair(n.integers("strides", ones), count, "strides")
     dilations = _pair(n.integers("dilations", ones), count, "dilations")

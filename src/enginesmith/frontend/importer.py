@@ -12,9 +12,18 @@ import onnx
 from enginesmith.errors import ModelError, Problem, UnsupportedError
 from enginesmith.frontend.builder import GraphBuilder
 from enginesmith.frontend.checks import ordered, schema_problem, structure_problems
+from enginesmith.frontend.composites import expand, is_composite
 from enginesmith.frontend.importers import IMPORTERS, importer_for
-from enginesmith.frontend.node import Invalid, OnnxNode, Refusal, Unsupported, dtype_name, label
-from enginesmith.frontend.reader import STANDARD, Model, Source, expanded, read_model
+from enginesmith.frontend.node import (
+    FixedSize,
+    Invalid,
+    OnnxNode,
+    Refusal,
+    Unsupported,
+    dtype_name,
+    label,
+)
+from enginesmith.frontend.reader import STANDARD, Model, Source, read_model
 from enginesmith.ir import dims
 from enginesmith.ir.dims import Dim
 from enginesmith.ir.expr import Arg
@@ -29,18 +38,25 @@ _UNKNOWN = ("", "?", "-1", "None")
 def import_model(source: Source | Model, shapes: InputShapes | None = None) -> Graph:
     """The model as a Graph.
 
-    `shapes`: per input name a shape of ints (fixed), strings (named symbols) and None (as in the file);
-    inputs left out, or None, keep the file's shape, where names are symbols and unknown sizes become symbols such as
-    `x_2`. ModelError: the model or a shape is wrong; UnsupportedError: valid, but not importable.
+    `shapes`: per input name a shape of ints (fixed), strings (named symbols) and None (as in the
+    file). Inputs left out, or None, keep the file's shape, where names are symbols and unknown
+    sizes become symbols such as `x_2`; symbols that must have one value (channels of a convolution)
+    get it. ModelError: the model or a shape is wrong; UnsupportedError: valid, but not importable.
     Both list everything found.
     """
-    model = expanded(read_model(source), IMPORTERS)
-    return _Import(model).run(shapes or {})
+    model = read_model(source)
+    fixed: dict[str, FixedSize] = {}
+    while True:
+        try:
+            return _Import(model, fixed).run(shapes or {})
+        except FixedSize as found:  # once per symbol at most: it is a number from now on
+            fixed[found.symbol] = found
 
 
 class _Import:
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, fixed: Mapping[str, FixedSize]) -> None:
         self.model = model
+        self.fixed = fixed
         self.proto = model.proto.graph
         self.graph = Graph(self.proto.name)
         self.graph.metadata = {p.key: p.value for p in model.proto.metadata_props}
@@ -51,6 +67,8 @@ class _Import:
         self.read = {name for node in self.proto.node for name in node.input}
         self.read.update(o.name for o in self.proto.output)
         self.values: dict[str, Value] = {}
+        self.composite = ""
+        """Label of the composite operator whose nodes are being imported."""
         self.failed: set[str] = set()
         """Values that don't exist because of a problem already recorded."""
         self.invalid: list[Problem] = []
@@ -98,10 +116,14 @@ class _Import:
                         "export the model with standard ONNX operators",
                     )
                 )
-            elif node.op_type != "Constant" and node.op_type not in IMPORTERS:
+            elif not self._is_importable(node.op_type):
                 self.unsupported.append(
                     Problem(label(node), f"no importer for operator {node.op_type}")
                 )
+
+    def _is_importable(self, op_type: str) -> bool:
+        known = op_type == "Constant" or op_type in IMPORTERS
+        return known or is_composite(op_type, self.opset)
 
     # --- inputs and constants --------------------------------------------------------------------
 
@@ -136,7 +158,8 @@ class _Import:
                     )
                 )
         declared = {i.name: self._declared(i, names) for i in inputs if i.name not in self.failed}
-        bound: dict[str, Dim] = {}
+        bound: dict[str, Dim] = {name: found.size for name, found in self.fixed.items()}
+        self.graph.notes += map(str, self.fixed.values())
         for name, type_ in declared.items():
             wanted = shapes.get(name)
             if wanted is not None:
@@ -184,7 +207,11 @@ class _Import:
         return dims.symbol(name)
 
     def _bind(
-        self, name: str, type_: TensorType, wanted: Sequence[int | str | None], bound: dict[str, Dim]
+        self,
+        name: str,
+        type_: TensorType,
+        wanted: Sequence[int | str | None],
+        bound: dict[str, Dim],
     ) -> None:
         """Record what the caller's shape says of the symbols in the input's type."""
         where = f"shapes[{name!r}]"
@@ -226,7 +253,7 @@ class _Import:
         if any(name in self.failed for name in node.input):
             self.failed.update(node.output)
             return
-        self.builder.source = label(node)
+        self.builder.source = self.composite or label(node)
         self.builder.hint = next(filter(None, node.output), label(node))
         inputs = [self.values[name] if name else None for name in node.input]
         read = [i for i, name in enumerate(node.output) if name in self.read]
@@ -235,8 +262,15 @@ class _Import:
         try:
             if node.op_type == "Constant":
                 results = [self._constant_node(view)]
-            elif function is None or node.domain not in STANDARD:
+            elif node.domain not in STANDARD or not self._is_importable(node.op_type):
+                if self.composite:
+                    raise Unsupported(
+                        f"no importer for operator {node.op_type}, which it consists of"
+                    )
                 self.failed.update(node.output)  # _check_nodes has listed it
+                return
+            elif function is None:
+                self._import_composite(node, inputs)
                 return
             else:
                 imported = function(self.builder, view)
@@ -244,16 +278,27 @@ class _Import:
             if len(results) < view.outputs:
                 raise Unsupported(f"{view.outputs} outputs of {node.op_type}")
         except Refusal as error:
-            self._fail(label(node), error, node.output)
+            self._fail(self.builder.source, error, node.output)
             return
         except (ValueError, TypeError, LookupError, ArithmeticError) as error:
             # The operands don't fit what the operator demands, in a way no importer foresaw.
             refusal = Invalid(f"{node.op_type} doesn't fit its operands: {error}")
-            self._fail(label(node), refusal, node.output)
+            self._fail(self.builder.source, refusal, node.output)
             return
         for name, value in zip(node.output, results, strict=False):
             if name:
                 self.values[name] = value
+
+    def _import_composite(self, node: onnx.NodeProto, inputs: Sequence[Value | None]) -> None:
+        """The nodes an operator is defined by, under its own name."""
+        nodes = expand(node, self.opset, inputs)
+        outermost = not self.composite
+        self.composite = self.composite or label(node)
+        self.read.update(name for inner in nodes for name in inner.input)
+        for inner in nodes:
+            self._import_node(inner)
+        if outermost:
+            self.composite = ""
 
     def _constant_node(self, node: OnnxNode) -> Value:
         if node.has("value"):
@@ -293,7 +338,11 @@ class _Import:
         tensor = info.type.tensor_type
         where = f"output {info.name}"
         if tensor.elem_type:
-            declared = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+            try:
+                declared = dtype_name(tensor.elem_type, "it")
+            except Refusal as error:
+                self._fail(where, error, [])
+                return
             if declared != value.dtype:
                 self.invalid.append(
                     Problem(where, f"is declared {declared}, the graph computes {value.dtype}")

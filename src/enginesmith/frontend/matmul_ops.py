@@ -21,6 +21,7 @@ def matmul(b: GraphBuilder, n: OnnxNode) -> Value:
         raise Invalid("a matrix product of a scalar")
     rows = a if a.type.rank > 1 else b.reshape(a, (1, a.shape[0]))
     columns = c if c.type.rank > 1 else b.reshape(c, (c.shape[0], 1))
+    b.fix(rows.shape[-1], columns.shape[-2])
     product = b.emit("matmul", [rows, columns], MatMulAttrs())
     shape = list(product.shape)
     if c.type.rank == 1:
@@ -50,6 +51,7 @@ def gemm(b: GraphBuilder, n: OnnxNode) -> Value:
     attrs = MatMulAttrs(
         bool(n.integer("transA", 0)), bool(n.integer("transB", 0)), None if tree == Arg(0) else tree
     )
+    b.fix(left.shape[0 if attrs.transpose_a else 1], right.shape[1 if attrs.transpose_b else 0])
     return b.emit("matmul", [left, right, *extras], attrs)
 
 

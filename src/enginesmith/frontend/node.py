@@ -33,6 +33,15 @@ class Unsupported(Refusal):
     """The node is valid, but of a form that has no lowering."""
 
 
+class FixedSize(Exception):  # noqa: N818 (not an error: the import starts again with the size)
+    """The model makes sense for one value of a symbol only."""
+
+    def __init__(self, symbol: str, size: int, node: str) -> None:
+        super().__init__(f"{symbol} is {size}, which node {node} demands")
+        self.symbol = symbol
+        self.size = size
+
+
 def dtype_name(elem_type: int, what: str = "a tensor") -> str:
     """The numpy name of an ONNX element type. `what`: the subject of the error's sentence."""
     try:

@@ -4,7 +4,7 @@ lazily."""
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.shape_inference
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, inliner, numpy_helper
 
 from enginesmith.errors import ModelError, Problem, UnsupportedError
@@ -65,6 +64,8 @@ def read_model(source: Source) -> Model:
     if not proto.HasField("graph") or not proto.opset_import:
         lacks = "graph" if not proto.HasField("graph") else "operator set version"
         raise ModelError(f"{name} isn't an ONNX model, or is truncated: it has no {lacks}")
+    if not _is_text(proto):
+        raise ModelError(f"{name} is damaged: a name in it isn't text")
     problems = list(_external_problems(proto, folder))
     if problems:
         raise ModelError(f"{name}: external data can't be read", problems)
@@ -76,32 +77,26 @@ def read_model(source: Source) -> Model:
     return Model(proto, folder, name)
 
 
-def expanded(model: Model, known: Collection[str]) -> Model:
-    """The model with standard operators outside `known` replaced by the functions ONNX defines them
-    with, where it does (Attention, CenterCropPad, ...)."""
-    foreign = {
-        n.op_type for n in model.proto.graph.node if n.domain in STANDARD and n.op_type not in known
-    }
-    proto = model.proto
-    for op in sorted(foreign - {"Constant"}):
-        try:
-            proto = inliner.inline_selected_functions(
-                _with_types(proto), [("", op)], inline_schema_functions=True
-            )
-        except Exception:  # onnx raises bare C++ exceptions; the operator then counts as unknown
-            continue
-    return model if proto is model.proto else Model(proto, model.folder, model.name)
+def _is_text(proto: onnx.ModelProto) -> bool:
+    """Protobuf hands out strings that aren't UTF-8 as bytes."""
 
+    def names() -> Iterator[object]:
+        graph = proto.graph
+        yield graph.name
+        for opset in proto.opset_import:
+            yield opset.domain
+        for info in (*graph.input, *graph.output):
+            yield info.name
+            for dim in info.type.tensor_type.shape.dim:
+                yield dim.dim_param
+        for node in graph.node:
+            yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+            yield from (a.name for a in node.attribute)
+        for tensor in tensors_of(graph):
+            yield tensor.name
+            yield from (e.value for e in tensor.external_data)
 
-def _with_types(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with the type of every tensor, which some operators' functions depend on."""
-    typed = onnx.ModelProto()
-    typed.CopyFrom(proto)
-    for tensor in proto.graph.initializer:
-        typed.graph.value_info.append(
-            helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-        )
-    return onnx.shape_inference.infer_shapes(typed)
+    return all(isinstance(name, str) for name in names())
 
 
 def _bytes_of(path: Path) -> bytes:

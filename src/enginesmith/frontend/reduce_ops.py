@@ -94,6 +94,8 @@ def _only_output(n: OnnxNode) -> None:
 def _channels(b: GraphBuilder, value: Value, x: Value) -> Value:
     """A vector of per-channel numbers that broadcasts to x (n, c, ...)."""
     channels = x.shape[1] if x.type.rank > 1 else None
+    if channels is not None and value.type.rank == 1:
+        b.fix(channels, value.shape[0])
     if value.type.rank != 1 or channels is None or not dims.equal(value.shape[0], channels):
         raise Invalid(f"parameters of type {value.type} for an input of type {x.type}")
     return b.reshape(value, (value.shape[0], *(1,) * (x.type.rank - 2)))

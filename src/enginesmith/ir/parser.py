@@ -99,6 +99,15 @@ class _Cursor:
             layout = Layout(int(block), (top, left, bottom, right))
         return TensorType(dtype, tuple(dims.parse(d) for d in _split(shape)), layout)
 
+    def sources(self) -> tuple[str, ...]:
+        """`from "a", "b"`, or nothing."""
+        names = []
+        if self.skip("from"):
+            names.append(self.string())
+            while self.skip(","):
+                names.append(self.string())
+        return tuple(names)
+
     def typed_name(self) -> tuple[str, TensorType]:
         name = self.name()
         self.sign(":")
@@ -141,6 +150,11 @@ class _GraphReader:
             graph.metadata[key] = cursor.string()
         elif kind == "note":
             graph.notes.append(cursor.string())
+        elif kind == "assume":
+            left = cursor.need(_DIM, "a size").group(1)
+            cursor.sign("=")
+            right = cursor.need(_DIM, "a size").group(1)
+            graph.assumptions.append((dims.parse(left), dims.parse(right), cursor.sources()))
         elif kind == "input":
             graph.inputs.append(self._define(*cursor.typed_name()))
         elif kind == "const":
@@ -197,12 +211,7 @@ class _GraphReader:
                 cursor.sign("=")
                 given[key] = _attribute(cursor)
                 cursor.skip(",")
-        sources = []
-        if cursor.skip("from"):
-            sources.append(cursor.string())
-            while cursor.skip(","):
-                sources.append(cursor.string())
-        graph.nodes.append(Node(op, inputs, outputs, _attrs(op, given), sources))
+        graph.nodes.append(Node(op, inputs, outputs, _attrs(op, given), cursor.sources()))
 
 
 def _attrs(op: str, given: dict[str, Any]) -> Attrs:

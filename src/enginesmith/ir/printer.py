@@ -42,6 +42,10 @@ def print_graph(graph: Graph) -> str:
     lines = [f"graph {json.dumps(graph.name)} {{"]
     lines += [f"  meta {json.dumps(k)} = {json.dumps(v)}" for k, v in graph.metadata.items()]
     lines += [f"  note {json.dumps(note)}" for note in graph.notes]
+    lines += [
+        f"  assume <{dims.to_text(a)}> = <{dims.to_text(b)}>{_from(sources)}"
+        for a, b, sources in graph.assumptions
+    ]
     lines += [f"  input {names[id(v)]}: {v.type}" for v in graph.inputs]
     seen: set[int] = set()
 
@@ -93,12 +97,15 @@ def _node_text(node: Node, names: dict[int, str]) -> str:
     outputs = ", ".join(f"{names[id(v)]}: {v.type}" for v in node.outputs)
     inputs = ", ".join(names[id(v)] for v in node.inputs)
     attrs = attrs_text(node.attrs)
-    sources = ", ".join(json.dumps(s) for s in node.sources)
     return (
         f"{outputs} = {node.op}({inputs})"
         + (f" {{{attrs}}}" if attrs else "")
-        + (f" from {sources}" if sources else "")
+        + _from(node.sources)
     )
+
+
+def _from(sources: tuple[str, ...]) -> str:
+    return f" from {', '.join(map(json.dumps, sources))}" if sources else ""
 
 
 def attrs_text(attrs: Attrs) -> str:

@@ -73,8 +73,9 @@ class Settings:
 @click.option("--memory", "with_memory", is_flag=True, help="Peak memory, in own processes.")
 @click.option("--quick", is_flag=True, help="Two small models, 3 rounds.")
 @click.option("--name", default="compare", show_default=True, help="Of the files in bench/results.")
+@click.pass_context
 def main(
-    models: str, threads: int | None, rounds: int, seconds: float, batch: int, shapes: Any,
+    ctx: click.Context, models: str, threads: int | None, rounds: int, seconds: float, batch: int, shapes: Any,
     target: str, symbolic: bool, budget: float | None, cold: bool, with_memory: bool, quick: bool,
     name: str,
 ) -> None:  # fmt: skip
@@ -87,11 +88,20 @@ def main(
     )  # fmt: skip
     results = []
     for number, model in enumerate(names, start=1):
-        with console.status(f"{number}/{len(names)} {model}"):
-            results.append(measure(model, settings, console))
+        try:
+            with console.status(f"{number}/{len(names)} {model}"):
+                results.append(measure(model, settings, console))
+        except click.UsageError:
+            raise
+        except Exception as error:  # the others are still worth their time
+            console.print(f"{model}: failed, {type(error).__name__}: {error}", style="red")
+            continue
         console.print(line(results[-1]))
-    console.print(table(results, settings.memory))
-    write(name, results, settings, console)
+    if results:
+        console.print(table(results, settings.memory))
+        write(name, results, settings, console)
+    if len(results) < len(names):
+        ctx.exit(1)
 
 
 def measure(name: str, settings: Settings, console: Console) -> dict[str, Any]:

@@ -67,6 +67,8 @@ def _absorb(edits: Edits, result: Value, node: Node) -> bool:
     expr, kept = compact(simplify(tree, ("float32",) * len(values)), values)
     if not kept or kept[0] is not result or len(kept) > MAX_OPERANDS or count_ops(expr) > _MAX_OPS:
         return False
+    if producer.op == "reduce" and len(kept) > 1:
+        return False  # its kernels finish with what they folded alone
     attrs: Any = producer.attrs
     attrs = replace(attrs, epilogue=None if expr == Arg(0) else expr)
     inputs = [*producer.inputs[:own], *kept[1:]]

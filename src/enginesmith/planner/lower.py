@@ -24,6 +24,7 @@ from enginesmith.planner.storage import (
     StoragePlan,
     Stride,
     View,
+    dense,
 )
 
 
@@ -121,26 +122,25 @@ class Lowering:
         self.operands.append(Operand(data.dtype.name, shape, strides, constant=True))
         self.places.append(np.ascontiguousarray(data).reshape(shape))
 
-    def broadcast(self, value: Value, out: Shape) -> None:
-        """An operand of pointwise work over a plain result of shape `out`: strides 0 where it has one
-        element and the result may have more."""
-        lead = len(out) - value.type.rank
-        shape = (1,) * lead + tuple(value.shape)
-        if value.data is not None:
-            data = value.data.reshape(tuple(int(d) for d in shape))
-            strides: tuple[Stride, ...] = tuple(
-                (int(np.prod(data.shape[i + 1 :], dtype=np.int64)),) for i in range(len(out))
-            )
-        else:
-            view = self.plan.views[id(value)]
-            strides = ((0,),) * lead + tuple(view.strides)
-        zeroed = tuple((0,) if shape[i] == 1 and out[i] != 1 else s for i, s in enumerate(strides))
-        if value.data is not None:
-            sizes = tuple(self.stride(s) for s in zeroed)
-            self.operands.append(Operand(value.dtype, self.shape(shape), sizes, constant=True))
-            self.places.append(data)
-        else:
-            self.view(view, shape, 0, zeroed)
+    def broadcast(self, value: Value, out: Shape, absent: Sequence[int] = ()) -> None:
+        """An operand of work over a plain result of shape `out`: strides 0 where it has one element
+        and the result may have more. absent: axes of `out` that the value's own axes skip."""
+        axes = [i for i in range(len(out)) if i not in absent]
+        axes = axes[len(axes) - value.type.rank :]
+        view = None if value.is_constant else self.plan.views[id(value)]
+        shape: list[Dim] = [1] * len(out)
+        strides: list[Stride] = [(0,)] * len(out)
+        own = dense(value.shape) if view is None else view.strides
+        for axis, dim, stride in zip(axes, value.shape, own, strict=True):
+            shape[axis] = dim
+            strides[axis] = (0,) if dim == 1 and out[axis] != 1 else stride
+        if view is not None:
+            self.view(view, tuple(shape), 0, strides)
+            return
+        assert value.data is not None
+        sizes = tuple(self.stride(s) for s in strides)
+        self.operands.append(Operand(value.dtype, self.shape(tuple(shape)), sizes, constant=True))
+        self.places.append(np.ascontiguousarray(value.data.reshape([int(d) for d in shape])))
 
     def blocked(self, value: Value, out: Shape) -> None:
         """An operand of pointwise work over a blocked result of shape `out`."""

@@ -154,34 +154,19 @@ def _matmul(lowering: Lowering, node: Node) -> Lowered:
     rank = max(a.type.rank, b.type.rank, 2)
     _factor(lowering, a, rank, attrs.transpose_a, column=False)
     _factor(lowering, b, rank, attrs.transpose_b, column=True)
-    shape, strides = _result(lowering, y, a, b, rank)
+    # The axes that vectors drop from the result are put back with size 1.
+    dropped = [rank - 2] * (a.type.rank == 1) + [rank - 1] * (b.type.rank == 1)
+    view = lowering.plan.views[id(y)]
+    shape, strides = list(y.shape), list(view.strides)
+    for axis in dropped:
+        shape.insert(axis, 1)
+        strides.insert(axis, (1,))
     for value in node.inputs[2:]:
-        if value.type.rank == y.type.rank and rank != y.type.rank:
-            raise unsupported(node, "epilogues on products of vectors have no kernel")
-        lowering.broadcast(value, shape)
-    lowering.view(View(lowering.plan.views[id(y)].storage, _offset(lowering, y), strides), shape, 0)
+        lowering.broadcast(value, tuple(shape), dropped)
+    lowering.view(View(view.storage, view.offset, tuple(strides)), tuple(shape), 0)
     return lowering.done(
         "matmul", MatMulProblem, node.op, node.sources, epilogue=attrs.epilogue or Arg(0)
     )
-
-
-def _offset(lowering: Lowering, value: Value) -> dims.Dim:
-    return lowering.plan.views[id(value)].offset
-
-
-def _result(
-    lowering: Lowering, y: Value, a: Value, b: Value, rank: int
-) -> tuple[dims.Shape, tuple[Stride, ...]]:
-    """The product's shape and strides with the axes that vectors drop put back as size 1."""
-    shape, strides = list(y.shape), list(lowering.plan.views[id(y)].strides)
-    if b.type.rank == 1:
-        shape.append(1)
-        strides.append((1,))
-    if a.type.rank == 1:
-        shape.insert(len(shape) - 1, 1)
-        strides.insert(len(strides) - 1, (1,))
-    assert len(shape) == rank
-    return tuple(shape), tuple(strides)
 
 
 def _factor(lowering: Lowering, value: Value, rank: int, swap: bool, column: bool) -> None:

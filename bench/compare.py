@@ -75,7 +75,8 @@ class Settings:
 @click.option("--name", default="compare", show_default=True, help="Of the files in bench/results.")
 @click.pass_context
 def main(
-    ctx: click.Context, models: str, threads: int | None, rounds: int, seconds: float, batch: int, shapes: Any,
+    ctx: click.Context,
+    models: str, threads: int | None, rounds: int, seconds: float, batch: int, shapes: Any,
     target: str, symbolic: bool, budget: float | None, cold: bool, with_memory: bool, quick: bool,
     name: str,
 ) -> None:  # fmt: skip

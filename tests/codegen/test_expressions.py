@@ -16,6 +16,7 @@ from enginesmith.kernels.pointwise.problem import PointwiseProblem
 LEAVES = st.sampled_from([Arg(0), Arg(1), Arg(2), Const(0.5), Const(-2.0)])
 UNARY = ("neg", "abs", "sign", "tanh", "sigmoid", "floor", "ceil", "round", "sin", "erf")
 BINARY = ("add", "sub", "mul", "max", "min")
+LOGIC = ("and", "or", "xor")
 
 
 def grow(child):
@@ -25,11 +26,11 @@ def grow(child):
     logic = st.one_of(
         compare,
         st.builds(lambda a: Call("not", (a,)), compare),
-        st.builds(lambda op, a, b: Call(op, (a, b)), st.sampled_from(["and", "or", "xor"]), compare, compare),
-    )  # fmt: skip
+        st.builds(lambda op, a, b: Call(op, (a, b)), st.sampled_from(LOGIC), compare, compare),
+    )
     return st.one_of(
-        st.builds(lambda op, a: call(op, a), st.sampled_from(UNARY), child),
-        st.builds(lambda op, a, b: call(op, a, b), st.sampled_from(BINARY), child, child),
+        st.builds(call, st.sampled_from(UNARY), child),
+        st.builds(call, st.sampled_from(BINARY), child, child),
         st.builds(lambda c, a, b: Call("where", (c, a, b)), logic, child, child),
         st.builds(lambda c: Cast("float32", c), logic),
     )

@@ -61,7 +61,8 @@ def test_expand_repeats():
 @pytest.mark.parametrize("isa", TARGETS)
 @pytest.mark.parametrize(
     ("given_channels", "all_channels", "source", "target", "count"),
-    [(40, 100, 0, 40, 40), (40, 17, 5, 0, 17), (20, 64, 3, 8, 17), (5, 40, 0, 19, 5), (64, 30, 33, 1, 29)],
+    [(40, 100, 0, 40, 40), (40, 17, 5, 0, 17), (20, 64, 3, 8, 17), (5, 40, 0, 19, 5),
+     (64, 30, 33, 1, 29)],
 )  # fmt: skip
 def test_ranges_of_channels(isa, given_channels, all_channels, source, target, count):
     lanes = TARGETS[isa].lanes

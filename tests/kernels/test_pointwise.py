@@ -42,8 +42,8 @@ def test_blocked_with_a_value_per_channel(shape, halo, isa):
     lanes, each = TARGETS[isa].lanes, (shape[0], shape[1], 1, 1)
     a, b = floats(1, *shape), floats(2, *each)
     operands = (
-        blocked(shape, lanes), blocked(shape, lanes, given=each), Operand("float32", shape, (0,) * 4),
-        blocked(shape, lanes, halo),
+        blocked(shape, lanes), blocked(shape, lanes, given=each),
+        Operand("float32", shape, (0,) * 4), blocked(shape, lanes, halo),
     )  # fmt: skip
     expr = call("add", GATED, Arg(2))  # not 0 at 0: lanes past the last channel must be cleared
     inputs = [a, np.broadcast_to(b, shape), np.broadcast_to(np.float32(1.5), shape)]

@@ -71,8 +71,8 @@ def test_one_and_three_axes():
     window = ((2, 2, 3), (1, 2, 2), (0, 0, 1, 1, 0, 1), (1, 1, 1))
     expected = reference("average", x, *window, False, False)
     problem = PoolProblem(
-        (plain(x.shape), plain(expected.shape)), kind="average", kernel=window[0], strides=window[1],
-        pads=window[2], dilations=window[3],
+        (plain(x.shape), plain(expected.shape)), kind="average", kernel=window[0],
+        strides=window[1], pads=window[2], dilations=window[3],
     )  # fmt: skip
     check(cpu, problem, [x], expected, tolerance=1e-6)
 

@@ -1,5 +1,5 @@
-"""Expression trees as C: over vectors of float32 (`vector_expression`) or over single elements of any
-type (`scalar_expression`), with the functions they call (`vmath`).
+"""Expression trees as C: over vectors of float32 (`vector_expression`) or over single elements of
+any type (`scalar_expression`), with the functions they call (`vmath`).
 
 A tree becomes one GNU statement expression; equal subtrees are computed once, in a temporary.
 """

@@ -1,8 +1,9 @@
 """Vectorised elementary functions in plain C: no libm, no intrinsics, any LANES.
 
-`v_NAME` works on vectors of float32, `d_NAME` on one double (used for float64 expressions and inside
-the float32 functions that need more range: pow, sin and cos). All are correct at +-0, +-inf, NaN and
-on overflow and underflow. Greatest errors over all tested inputs (tests/codegen/test_vmath.py):
+`v_NAME` works on vectors of float32, `d_NAME` on one double (used for float64 expressions and
+inside the float32 functions that need more range: pow, sin and cos). All are correct at +-0, +-inf,
+NaN and on overflow and underflow. Greatest errors over all tested inputs
+(tests/codegen/test_vmath.py):
 
 | function | ulp | method, source of the coefficients |
 |---|---|---|
@@ -291,6 +292,8 @@ INLINE double d_erf(double x) {{
 }}
 """
 
+_D_SIGMOID = "\nINLINE double d_sigmoid(double x) { return 1 / (1 + d_exp(-x)); }\n"
+
 _D_POW = """
 INLINE double d_pow(double x, double y) {
   double a = __builtin_fabs(x), half = y * 0.5;
@@ -324,14 +327,19 @@ INLINE vf v_min(vf a, vf b) { return vblend((vi)(a != a), a, v_lower(a, b)); }
 """
 
 _INTEGERS = """
-INLINE int64_t i_div(int64_t a, int64_t b) { return b == 0 ? 0 : b == -1 ? (int64_t)-(uint64_t)a : a / b; }
+INLINE int64_t i_div(int64_t a, int64_t b) {
+  return b == 0 ? 0 : b == -1 ? (int64_t)-(uint64_t)a : a / b;
+}
 INLINE int64_t i_fmod(int64_t a, int64_t b) { return b == 0 || b == -1 ? 0 : a % b; }
-INLINE int64_t i_mod(int64_t a, int64_t b) { int64_t r = i_fmod(a, b); return r && (r < 0) != (b < 0) ? r + b : r; }
+INLINE int64_t i_mod(int64_t a, int64_t b) {
+  int64_t r = i_fmod(a, b);
+  return r && (r < 0) != (b < 0) ? r + b : r;
+}
 INLINE int64_t i_pow(int64_t a, int64_t b) {
-  int64_t r = 1;
   if (b < 0) return a == 1 ? 1 : a == -1 ? (b & 1 ? -1 : 1) : 0;
-  for (; b; b >>= 1, a = (int64_t)((uint64_t)a * (uint64_t)a)) if (b & 1) r = (int64_t)((uint64_t)r * (uint64_t)a);
-  return r;
+  uint64_t r = 1, x = (uint64_t)a;  /* unsigned: wraps */
+  for (; b; b >>= 1, x *= x) if (b & 1) r *= x;
+  return (int64_t)r;
 }
 """
 
@@ -368,7 +376,7 @@ INLINE vf v_pow(vf x, vf y) {
     "d_sin": ((), _D_SINCOS),
     "d_tanh": (("d_exp",), _D_TANH),
     "d_erf": (("d_exp",), _D_ERF),
-    "d_sigmoid": (("d_exp",), "\nINLINE double d_sigmoid(double x) { return 1 / (1 + d_exp(-x)); }\n"),
+    "d_sigmoid": (("d_exp",), _D_SIGMOID),
     "d_pow": (("d_exp", "d_log"), _D_POW),
     "d_mod": ((), _D_MISC),
     "integers": ((), _INTEGERS),
@@ -377,8 +385,8 @@ INLINE vf v_pow(vf x, vf y) {
 
 
 def math_text(names: Iterable[str]) -> str:
-    """The C text of these functions and all they need, each once and guarded, so that kernels may be
-    joined in one file."""
+    """The C text of these functions and all they need, each once and guarded, so that kernels may
+    be joined in one file."""
     order: list[str] = []
 
     def visit(name: str) -> None:

@@ -1,7 +1,7 @@
 """Loop nests over operands of any strides: what pointwise, layout, reduce and the others share.
 
-A nest is a list of `Axis`; `collapse` drops and merges what it can prove, `phase_text` writes a phase
-whose tasks are groups of rows (all axes but the innermost) or pieces of long rows.
+A nest is a list of `Axis`; `collapse` drops and merges what it can prove, `rows_text` writes a
+phase whose tasks are groups of rows (all axes but the innermost) or pieces of long rows.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ def axes_of(shape: Sequence[Size], operands: Sequence[Operand]) -> list[Axis]:
 def blocked_axes(
     shape: Sequence[Size], block: int, operands: Sequence[Operand], lanes: Sequence[int]
 ) -> list[Axis]:
-    """The nest (n, channel block, h, w, lane) of blocked operands; lanes: each one's lane stride."""
+    """The nest (n, channel block, h, w, lane) of blocked operands; lanes: each one's lane
+    stride."""
     n, c, h, w = shape
     sizes = (n, ceildiv(c, block), h, w)
     axes = [Axis(s, tuple(o.strides[k] for o in operands)) for k, s in enumerate(sizes)]
@@ -107,8 +108,8 @@ def mergeable(outer: Axis, inner: Axis) -> bool:
 
 
 def collapse(axes: Sequence[Axis], keep: Collection[Axis] = ()) -> list[Axis]:
-    """The same nest with fewer axes: those of size 1 dropped, neighbours merged where the strides of
-    all operands allow. Axes in `keep` stay as they are. At least one axis is left."""
+    """The same nest with fewer axes: those of size 1 dropped, neighbours merged where the strides
+    of all operands allow. Axes in `keep` stay as they are. At least one axis is left."""
     result: list[Axis] = []
     for axis in axes:
         if axis.size == 1 and axis not in keep:
@@ -122,7 +123,8 @@ def collapse(axes: Sequence[Axis], keep: Collection[Axis] = ()) -> list[Axis]:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """How a nest is cut into tasks: `group` rows a task, each row in pieces of `piece` (0: whole)."""
+    """How a nest is cut into tasks: `group` rows a task, each row in pieces of `piece` (0:
+    whole)."""
 
     group: int
     piece: int

@@ -1,9 +1,10 @@
 """Attention for CPUs.
 
 First phase: k is brought into panels [D][vectors of keys], v into panels [keys][vectors of columns]
-(heads often lie interleaved in memory, which caches bear badly when v is read again and again). Then a task takes a few tiles of query
-rows: their scores with all keys go to scratch, are turned into probabilities there (each row's sum is
-kept), and are multiplied with v. Nothing of size Sq x Sk is written to memory.
+(heads often lie interleaved in memory, which caches bear badly when v is read again and again).
+Then a task takes a few tiles of query rows: their scores with all keys go to scratch, are turned
+into probabilities there (each row's sum is kept), and are multiplied with v. Nothing of size Sq x
+Sk is written to memory.
 """
 
 from __future__ import annotations
@@ -116,14 +117,16 @@ def _pack(problem: AttentionProblem, width: int, lanes: int) -> str:
     row, step = c_size(k.strides[2]), c_size(k.strides[3])
     tiles = (
         f"if (c + LANES <= cols) for (; i + LANES <= {depth}; i += LANES) {{\n"
-        f"vf r[LANES]; UNROLL for (int l = 0; l < LANES; ++l) r[l] = load(x + (c + l) * {row} + i);\n"
+        f"vf r[LANES]; UNROLL for (int l = 0; l < LANES; ++l) "
+        f"r[l] = load(x + (c + l) * {row} + i);\n"
         f"transpose(r);\n"
         f"UNROLL for (int l = 0; l < LANES; ++l) store(out + (i + l) * wide + c, r[l]);\n}}\n"
         if k.strides[3] == 1
         else ""
     )
     return f"""{signature("NAME_pack", problem)}
-const int64_t panels = ({keys} + {width - 1}) / {width}, padded = ({keys} + LANES - 1) / LANES * LANES;
+const int64_t panels = ({keys} + {width - 1}) / {width};
+const int64_t padded = ({keys} + LANES - 1) / LANES * LANES;
 for (int64_t task = begin; task < end; ++task) {{
 const int64_t head = task / panels, first = task % panels * {width};
 const int64_t b = head / {c_size(problem.operands[-1].shape[1])};
@@ -197,8 +200,8 @@ static __attribute__((noinline)) void NAME_output_{height}x{vectors}(
 
 
 def _softmax(problem: AttentionProblem) -> str:
-    """NAME_softmax: exp(scale * s + mask - max) in place for the first n scores of a row; returns one
-    over their sum."""
+    """NAME_softmax: exp(scale * s + mask - max) in place for the first n scores of a row; returns
+    one over their sum."""
     masked = len(problem.operands) == 5
     add_mask = ""
     if masked:
@@ -227,7 +230,9 @@ v = vblend(lane_index() < (int32_t)(n - i), v, low);
 store(s + i, v); top = vmax(top, v);
 }}
 top = splat(across_max(top));
-for (int64_t i = 0; i < n; i += LANES) {{ vf e = v_exp(load(s + i) - top); store(s + i, e); sum += e; }}
+for (int64_t i = 0; i < n; i += LANES) {{
+vf e = v_exp(load(s + i) - top); store(s + i, e); sum += e;
+}}
 return 1.f / across_sum(sum);
 }}
 """
@@ -290,7 +295,8 @@ const int64_t m1 = imin(m + {rows}, {c_size(q.shape[2])});
 const float *queries = (const float *)p[0] + ({_at(problem, 0)});
 const float *keys_in = (const float *)p[{last + 1}] + head * padded * {depth};
 const float *values = (const float *)p[{last + 1}]
-  + {c_size(mul(_heads(problem), _k_size(problem, lanes)))} + head * {c_size(_v_size(problem, lanes))};
+  + {c_size(mul(_heads(problem), _k_size(problem, lanes)))}
+  + head * {c_size(_v_size(problem, lanes))};
 float *out = (float *)p[{last}] + ({_at(problem, last)});
 {tiles}}}
 }}

@@ -9,9 +9,9 @@ from enginesmith.kernels.base import Problem
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionProblem(Problem):
-    """operands: q (B, H, Sq, D), k (B, H, Sk, D), v (B, H, Sk, Dv), perhaps a mask (B, H, Sq, Sk; added
-    if float32, else bool: false hides), y (B, H, Sq, Dv); plain, float32, strides 0 where broadcast.
-    causal: query i sees keys j <= i."""
+    """operands: q (B, H, Sq, D), k (B, H, Sk, D), v (B, H, Sk, Dv), perhaps a mask (B, H, Sq, Sk;
+    added if float32, else bool: false hides), y (B, H, Sq, Dv); plain, float32, strides 0 where
+    broadcast. causal: query i sees keys j <= i."""
 
     scale: float
     causal: bool = False

@@ -1,7 +1,7 @@
 """Gathers and scatters for CPUs: one loop nest over (data, indices, result).
 
-An element's index is a tuple of components; each is an entry of `indices` and steps along one axis of
-`data`. Where the components do not change along the innermost axis, whole rows are copied.
+An element's index is a tuple of components; each is an entry of `indices` and steps along one axis
+of `data`. Where the components do not change along the innermost axis, whole rows are copied.
 """
 
 from __future__ import annotations

@@ -76,25 +76,47 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> KernelSource:
 
 
 def transpose_text(lanes: int) -> str:
-    """C: `transpose(vf r[LANES])`, in registers, log2(LANES) rounds of shuffles."""
-    lines = []
-    step = lanes // 2
-    while step:
-        low = [lane if not lane & step else lanes + lane - step for lane in range(lanes)]
-        high = [lane + step if not lane & step else lanes + lane for lane in range(lanes)]
+    """C: `transpose(vf r[LANES])` in registers. Every step is one instruction: two rounds of unpacks
+    inside 128-bit quarters, then rounds that gather equal quarters of four (or two) vectors."""
+    quarters = lanes // 4
+    lines: list[str] = []
+
+    def pair(i: int, j: int, low: list[int], high: list[int]) -> None:
+        """r[i], r[j] = the elements `low` and `high` of the two joined."""
+        indices = [", ".join(map(str, x)) for x in (low, high)]
+        lines.append(
+            f"a = r[{i}]; b = r[{j}]; r[{i}] = __builtin_shufflevector(a, b, {indices[0]}); "
+            f"r[{j}] = __builtin_shufflevector(a, b, {indices[1]});"
+        )
+
+    def inside(pattern: tuple[int, ...]) -> list[int]:
+        """The pattern in every quarter; 4 and more: of the second vector."""
+        return [q * 4 + p % 4 + (lanes if p >= 4 else 0) for q in range(quarters) for p in pattern]
+
+    def whole(pattern: list[int]) -> list[int]:
+        """Quarters by number; those past the first vector's are the second's."""
+        return [q * 4 + k for q in pattern for k in range(4)]
+
+    for i in range(0, lanes, 2):
+        pair(i, i + 1, inside((0, 4, 1, 5)), inside((2, 6, 3, 7)))
+    for i in range(0, lanes, 4):
+        pair(i, i + 2, inside((0, 1, 4, 5)), inside((2, 3, 6, 7)))
+        pair(i + 1, i + 3, inside((0, 1, 4, 5)), inside((2, 3, 6, 7)))
+    even, odd = ([0, 2, 4, 6], [1, 3, 5, 7]) if quarters == 4 else ([0, 2], [1, 3])
+    step = 4
+    while step < lanes:
         for i in range(lanes):
             if not i & step:
-                j = i + step
-                lines.append(
-                    f"a = r[{i}]; b = r[{j}]; "
-                    f"r[{i}] = __builtin_shufflevector(a, b, {', '.join(map(str, low))}); "
-                    f"r[{j}] = __builtin_shufflevector(a, b, {', '.join(map(str, high))});"
-                )
-        step //= 2
+                pair(i, i + step, whole(even), whole(odd))
+        step *= 2
+    # The unpacks leave columns 0, 2, 1, 3 of each quarter in this order: swap the middle two.
+    order = ", ".join(f"r[{c & ~3 | (c & 1) * 2 | c >> 1 & 1}]" for c in range(lanes))
     body = "\n  ".join(lines)
     return (
         f"#ifndef ES_transpose\n#define ES_transpose\n"
-        f"INLINE void transpose(vf *r) {{\n  vf a, b;\n  {body}\n}}\n#endif\n"
+        f"INLINE void transpose(vf *r) {{\n  vf a, b;\n  {body}\n"
+        f"  const vf t[] = {{{order}}};\n"
+        f"  UNROLL for (int i = 0; i < LANES; ++i) r[i] = t[i];\n}}\n#endif\n"
     )
 
 
@@ -166,8 +188,9 @@ def _transposed(
 
 
 def _convert(problem: LayoutProblem, target: Target) -> KernelSource:
-    """Plain to blocked or back. A row is all pixels with consecutive strides of one channel block."""
-    source, dest = problem.operands
+    """Plain to blocked or back. A row is all pixels with consecutive strides of one channel
+    block."""
+    dest = problem.operands[1]
     block = target.lanes
     channels = dest.shape[1]
     assert isinstance(channels, int)
@@ -210,8 +233,10 @@ def _to_blocked(pixel: str, wide: str, channel: str) -> str:
     return f"""int64_t j = j0;
 for (; j + LANES <= j1; j += LANES) {{
   vf r[LANES];
-  if (valid == LANES) {{ UNROLL for (int l = 0; l < LANES; ++l) r[l] = load(x + l * {channel} + j); }}
-  else {{ UNROLL for (int l = 0; l < LANES; ++l) r[l] = l < valid ? load(x + l * {channel} + j) : (vf){{0}}; }}
+  const float *at = x + j;
+  if (valid == LANES) {{ UNROLL for (int l = 0; l < LANES; ++l) r[l] = load(at + l * {channel}); }}
+  else UNROLL for (int l = 0; l < LANES; ++l)
+    r[l] = l < valid ? load(at + l * {channel}) : (vf){{0}};
   transpose(r);
   UNROLL for (int l = 0; l < LANES; ++l) store(y + (j + l) * {wide}, r[l]);
 }}

@@ -9,12 +9,12 @@ from enginesmith.kernels.base import Problem
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayoutProblem(Problem):
-    """operands: source, target; one dtype, each plain or blocked; shapes are alike (source strides of
-    0 repeat), with one exception:
+    """operands: source, target; one dtype, each plain or blocked; shapes are alike (source strides
+    of 0 repeat), with one exception:
 
-    channels > 0, both blocked: only channels source_channel .. + channels - 1 of the source are copied,
-    to target_channel on. In the target blocks that are touched, lanes before stay and lanes after
-    are cleared (so the pieces of a concatenation are copied in order).
+    channels > 0, both blocked: only channels source_channel .. + channels - 1 of the source are
+    copied, to target_channel on. In the target blocks that are touched, lanes before stay and lanes
+    after are cleared (so the pieces of a concatenation are copied in order).
     """
 
     channels: int = 0

@@ -1,9 +1,9 @@
 """Matrix products for CPUs.
 
-A task computes a block of rows and some panels of columns, tile by tile; a tile is `mr` rows by `nv`
-vectors of columns, kept in registers over all of K. B is read in panels [K][nv * LANES]: packed at
-build time (`packed`), packed by a first phase (`repacked`), or in place where its columns are
-consecutive (`direct`). `scalar` serves other types than float32.
+A task computes a block of rows and some panels of columns, tile by tile; a tile is `mr` rows by
+`nv` vectors of columns, kept in registers over all of K. B is read in panels [K][nv * LANES]:
+packed at build time (`packed`), packed by a first phase (`repacked`), or in place where its columns
+are consecutive (`direct`). `scalar` serves other types than float32.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from enginesmith.kernels.nest import RESULT
 class MatMulProblem(Problem):
     """y = epilogue(a @ b, extras...).
 
-    operands: a (..., M, K), b (..., K, N), extras (..., M, N), y (..., M, N), all plain, of one rank,
-    with strides 0 where broadcast; a transposed operand is a matter of its strides. epilogue: Arg(0)
-    is the product, Arg(k) is operands[1 + k]. A constant b is packed at build time.
+    operands: a (..., M, K), b (..., K, N), extras (..., M, N), y (..., M, N), all plain, of one
+    rank, with strides 0 where broadcast; a transposed operand is a matter of its strides. epilogue:
+    Arg(0) is the product, Arg(k) is operands[1 + k]. A constant b is packed at build time.
     """
 
     epilogue: Expr = RESULT

@@ -71,8 +71,9 @@ def shape_of(problem: MatMulProblem) -> Shape:
 
 
 def pack_panels(problem: MatMulProblem, width: int, b: np.ndarray, lanes: int) -> np.ndarray:
-    """b (logical, ..., K, N; broadcast axes may be 1 or missing) as [matrix][panel][K][width]; columns of the last panel are filled with
-    zeros up to a whole vector, and it is that much narrower."""
+    """b (logical, ..., K, N; broadcast axes may be 1 or missing) as [matrix][panel][K][width];
+    columns of the last panel are filled with zeros up to a whole vector, and it is that much
+    narrower."""
     operand = problem.operands[1]
     b = b.reshape((1,) * (len(operand.strides) - b.ndim) + b.shape)
     for axis, stride in enumerate(operand.strides[:-2]):
@@ -89,7 +90,8 @@ def pack_panels(problem: MatMulProblem, width: int, b: np.ndarray, lanes: int) -
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Everything the writers below share. blocks of `rows` rows (whole tiles) and `panels` panels."""
+    """Everything the writers below share. blocks of `rows` rows (whole tiles) and `panels`
+    panels."""
 
     problem: MatMulProblem
     shape: Shape
@@ -180,8 +182,8 @@ def _widths(plan: _Plan) -> list[int]:
 
 
 def accumulate(height: int, vectors: int, depth: str, row: str, step: str, b_row: str) -> str:
-    """C: vf c[height * vectors] = the product of a (elements `row` apart along rows, `step` along the
-    sum) and b (unit columns, rows `b_row` apart), over `depth` terms, all in registers."""
+    """C: vf c[height * vectors] = the product of a (elements `row` apart along rows, `step` along
+    the sum) and b (unit columns, rows `b_row` apart), over `depth` terms, all in registers."""
     products = "\n".join(
         f"{{ const vf x = splat(a[k * {step} + {r} * {row}]); "
         + " ".join(f"c[{r * vectors + v}] += x * b{v};" for v in range(vectors))
@@ -286,7 +288,8 @@ def _main(plan: _Plan, heights: list[int], widths: list[int], *, repacked: bool)
     k, n = c_size(shape.k), c_size(shape.n)
     if plan.in_panels:
         slot = count if repacked else 1
-        b = f"(const float *)p[{slot}] + {matrix} * {c_size(plan.padded())} + panel * {plan.width} * {k}"
+        b = f"(const float *)p[{slot}] + {matrix} * {c_size(plan.padded())}"
+        b += f" + panel * {plan.width} * {k}"
     else:
         b = f"(const float *)p[1] + o[1] + panel * {plan.width}"
     rows, columns = c_size(plan.row_blocks), c_size(plan.column_blocks)

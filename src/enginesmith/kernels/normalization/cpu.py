@@ -109,7 +109,8 @@ def _passes(problem: NormalizationProblem, row: Axis, ins: list[int], extras: li
         return f"NAME_f({', '.join(read(k, at, count) for k in ins)})"
 
     def total(name: str, term: str) -> str:
-        """C: float `name` = the sum of `term` (of vf v) over the row, in 4 accumulators, blockwise."""
+        """C: float `name` = the sum of `term` (of vf v) over the row, in 4 accumulators,
+        blockwise."""
         steps = " ".join(
             f"{{ vf v = {x(f'i + {u} * LANES')}; a[{u}] += {term}; }}" for u in range(4)
         )

@@ -10,8 +10,8 @@ from enginesmith.kernels.base import Problem, Size
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PadProblem(Problem):
     """operands: x, y, plain, of one rank and dtype. mode: constant (with `value`), reflect, edge or
-    wrap. before: elements added before each axis (negative: removed); those after it follow from y's
-    shape."""
+    wrap. before: elements added before each axis (negative: removed); those after it follow from
+    y's shape."""
 
     mode: str
     before: tuple[Size, ...]

@@ -93,7 +93,7 @@ class _Nest:
 
 
 def _nest(problem: PointwiseProblem, target: Target) -> _Nest:
-    *inputs, output = problem.operands
+    output = problem.operands[-1]
     if not output.block:
         axes = axes_of(output.shape, problem.operands)
         unit = [a for a in axes if a.strides[-1] == 1 and a.size != 1]

@@ -12,9 +12,9 @@ from enginesmith.kernels.base import Problem
 class PointwiseProblem(Problem):
     """operands: the inputs Arg(0), Arg(1), ... and the output, which has the type of `expr`.
 
-    All plain, of one rank (0 included), inputs with strides 0 where broadcast; or the output blocked
-    and each input blocked alike (strides 0 where broadcast over n, blocks, h or w) or plain with all
-    strides 0 (a scalar).
+    All plain, of one rank (0 included), inputs with strides 0 where broadcast; or the output
+    blocked and each input blocked alike (strides 0 where broadcast over n, blocks, h or w) or plain
+    with all strides 0 (a scalar).
     """
 
     expr: Expr

@@ -1,4 +1,5 @@
-"""Pooling for CPUs: a window per output, whole channel blocks at once where the layout is blocked."""
+"""Pooling for CPUs: a window per output, whole channel blocks at once where the layout is
+blocked."""
 
 from __future__ import annotations
 

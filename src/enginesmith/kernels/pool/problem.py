@@ -12,10 +12,10 @@ from enginesmith.kernels.base import Problem
 class PoolProblem(Problem):
     """operands: x (n, c, spatial...), what the epilogue reads besides, y (n, c, spatial...).
 
-    kind: "max" or "average" (over the taps inside the input, with count_include_pad over those inside
-    the padded input). pads: before each spatial axis, then after each. Output sizes are those of y,
-    so ceil_mode needs no flag: taps past the end are left out. epilogue: Arg(0) is the result, Arg(k)
-    operand k (strides 0 where broadcast).
+    kind: "max" or "average" (over the taps inside the input, with count_include_pad over those
+    inside the padded input). pads: before each spatial axis, then after each. Output sizes are
+    those of y, so ceil_mode needs no flag: taps past the end are left out. epilogue: Arg(0) is the
+    result, Arg(k) operand k (strides 0 where broadcast).
     """
 
     kind: str

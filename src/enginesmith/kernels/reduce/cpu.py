@@ -287,8 +287,8 @@ def _row(problem: ReduceProblem, nest: _Nest, used: Sequence[int]) -> KernelSour
     )
     scale = f" / (float){_count(nest.reduced)}" if problem.kind == "mean" else ""
     body = _inputs(problem, used, outer)
-    body += pointer("y", len(problem.operands) - 1, "float32",
-                    offset(indices(outer), [a.strides[-1] for a in outer]), const=False)  # fmt: skip
+    at = offset(indices(outer), [a.strides[-1] for a in outer])
+    body += pointer("y", len(problem.operands) - 1, "float32", at, const=False)
     body += f"""for (int64_t j = j0; j < j1; ++j) {{
 vf t = splat({_identity(problem.kind)});
 {_loops(fold_outer, r_names)}for (int64_t b = 0; b < {size}; b += {BLOCK} * {step}) {{

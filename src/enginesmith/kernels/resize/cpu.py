@@ -133,7 +133,8 @@ def _taps(problem: ResizeProblem, k: int) -> str:
     )
     if problem.mode == "nearest":
         return head + (
-            f"at[0] = imax(0, imin((int64_t){_ROUNDING[problem.rounding]}, size - 1)); w[0] = 1;\n}}\n"
+            f"at[0] = imax(0, imin((int64_t){_ROUNDING[problem.rounding]}, size - 1));\n"
+            "w[0] = 1;\n}\n"
         )
     if problem.mode == "linear":
         return head + (
@@ -186,7 +187,7 @@ def _row(problem: ResizeProblem, outer: list[Axis]) -> str:
             f"int64_t at{a}[{count}]; float w{a}[{count}];\n"
             f"NAME_taps{k}(i{a}, {_sizes(problem, a)}, at{a}, w{a});\n"
         )
-    rows = []
+    rows: list[tuple[str, str]] = []
     for taps in combinations(range(count), repeat=len(resized)):
         place = offset([f"at{a}[{t}]" for a, t in zip(resized, taps, strict=True)],
                        [x.strides[a] for a in resized])  # fmt: skip

@@ -11,8 +11,9 @@ from enginesmith.kernels.nest import RESULT
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResizeProblem(Problem):
-    """operands: x, what the epilogue reads besides, y; plain of one rank, or all blocked with `axes`
-    among 2 and 3. ONNX's Resize without antialiasing, tf_crop_and_resize and exclude_outside.
+    """operands: x, what the epilogue reads besides, y; plain of one rank, or all blocked with
+    `axes` among 2 and 3. ONNX's Resize without antialiasing, tf_crop_and_resize and
+    exclude_outside.
 
     axes: those that are resampled; scales: output over input size per axis of `axes`, None where it
     is that of the sizes at run time. mode: nearest (any dtype), linear or cubic (float32).

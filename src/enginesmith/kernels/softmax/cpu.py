@@ -1,7 +1,7 @@
 """Softmax for CPUs: three passes over a row that stays in cache (maximum; exp and sum; scale).
 
-The row lies in the lanes of vectors, or, where its elements are apart but those of neighbouring rows
-are consecutive, LANES rows are done at once.
+The row lies in the lanes of vectors, or, where its elements are apart but those of neighbouring
+rows are consecutive, LANES rows are done at once.
 """
 
 from __future__ import annotations
@@ -166,7 +166,9 @@ for (; i + 2 * LANES <= n; i += LANES) {{
 vf e = v_exp({value("")} - top); {put.format("e")}; sum += e;
 i += LANES; e = v_exp({value("")} - top); {put.format("e")}; more += e;
 }}
-for (; i + LANES <= n; i += LANES) {{ vf e = v_exp({value("")} - top); {put.format("e")}; sum += e; }}
+for (; i + LANES <= n; i += LANES) {{
+vf e = v_exp({value("")} - top); {put.format("e")}; sum += e;
+}}
 if (i < n) {{
 vf e = v_exp({value(rest)} - top);
 {put_n.format("e")}; more += vblend({tail}, e, (vf){{0}});

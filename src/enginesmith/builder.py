@@ -50,8 +50,8 @@ DEFAULT_SPATIAL_OPT = 320
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """An optimization profile of one input: smallest, typical and largest shape. The engine takes any
-    shape in between and is tuned for `opt`."""
+    """An optimization profile of one input: smallest, typical and largest shape. The engine takes
+    any shape in between and is tuned for `opt`."""
 
     min: tuple[int, ...]
     opt: tuple[int, ...]
@@ -74,8 +74,8 @@ ShapeLike: TypeAlias = "Sequence[int | str] | Profile"
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a build is: `done` of `total` units of `stage` ("import", "optimize", "tune", "compile",
-    "save"); detail: what is being done."""
+    """Where a build is: `done` of `total` units of `stage` ("import", "optimize", "tune",
+    "compile", "save"); detail: what is being done."""
 
     stage: str
     done: int
@@ -94,11 +94,12 @@ def build(
 ) -> Engine:  # fmt: skip
     """Build an engine from an ONNX model (path, bytes or ModelProto).
 
-    shapes: per input a fixed shape (an int or symbol name per dimension) or a Profile; inputs left out
-    keep the model's own dimensions, symbolic where it says so. budget: seconds for tuning; when they
-    are over, what is left keeps its heuristic tactic. tuning=False times nothing. threads: how many
-    the engine is tuned for (default: what this process may use). cache: folder of compiled kernels
-    and timings (default ENGINESMITH_CACHE or the user's cache folder). progress: called often.
+    shapes: per input a fixed shape (an int or symbol name per dimension) or a Profile; inputs left
+    out keep the model's own dimensions, symbolic where it says so. budget: seconds for tuning; when
+    they are over, what is left keeps its heuristic tactic. tuning=False times nothing. threads: how
+    many the engine is tuned for (default: what this process may use). cache: folder of compiled
+    kernels and timings (default ENGINESMITH_CACHE or the user's cache folder). progress: called
+    often.
 
     Raises ModelError (all problems of the model at once), UnsupportedError, BuildError.
     """
@@ -140,8 +141,8 @@ def _read(
 
 
 def symbol_ranges(graph: Graph, shapes: Mapping[str, ShapeLike]) -> tuple[SymbolRange, ...]:
-    """Ranges of all symbols in the graph's input shapes, in order of appearance. ModelError lists the
-    profiles that don't fit."""
+    """Ranges of all symbols in the graph's input shapes, in order of appearance. ModelError lists
+    the profiles that don't fit."""
     found: dict[str, SymbolRange] = {}
     problems: list[Problem] = []
     for value in graph.inputs:

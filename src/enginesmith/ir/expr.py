@@ -1,7 +1,8 @@
 """Pointwise expression trees: what a fused chain, an epilogue or a prologue computes per element.
 
-Data, not classes per fusion: the same tree is printed, simplified, evaluated with numpy (`evaluate`)
-and written as C or CUDA by `codegen`. Leaves are the operands of the node that holds the tree.
+Data, not classes per fusion: the same tree is printed, simplified, evaluated with numpy
+(`evaluate`) and written as C or CUDA by `codegen`. Leaves are the operands of the node that holds
+the tree.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Graph, Node, Value: classes with identity. The object is the identity; names are labels, made unique
-when printed. Everything hashed, saved or compared (types, attrs, expressions) is frozen data."""
+"""Graph, Node, Value: classes with identity. The object is the identity; names are labels, made
+unique when printed. Everything hashed, saved or compared (types, attrs, expressions) is frozen
+data."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The operators of the IR: typed attributes and arity. One table, `OPS`.
 
-Importers lower ONNX's many operators to these few; epilogues and prologues (ir.expr trees) carry fused
-pointwise work. In a node that has an `epilogue`, Arg(0) is the operator's own result and Arg(k) is
-inputs[first_extra + k - 1], where first_extra is OPS[op].inputs; extras broadcast (numpy rules) to the
-output. `epilogue` None means none (then there are no extras).
+Importers lower ONNX's many operators to these few; epilogues and prologues (ir.expr trees) carry
+fused pointwise work. In a node that has an `epilogue`, Arg(0) is the operator's own result and
+Arg(k) is inputs[first_extra + k - 1], where first_extra is OPS[op].inputs; extras broadcast (numpy
+rules) to the output. `epilogue` None means none (then there are no extras).
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from enginesmith.ir.expr import Expr
 
 @dataclass(frozen=True, slots=True)
 class PointwiseAttrs:
-    """y = expr(inputs), numpy broadcasting; Arg(i) is inputs[i]. Casts and Where are expressions."""
+    """y = expr(inputs), numpy broadcasting; Arg(i) is inputs[i]. Casts and Where are
+    expressions."""
 
     expr: Expr
 
@@ -60,8 +61,8 @@ class MatMulAttrs:
 
 @dataclass(frozen=True, slots=True)
 class AttentionAttrs:
-    """softmax(scale * q @ k^T + mask) @ v over (batch, heads, tokens, width); mask is an optional fourth
-    input that broadcasts to (batch, heads, queries, keys)."""
+    """softmax(scale * q @ k^T + mask) @ v over (batch, heads, tokens, width); mask is an optional
+    fourth input that broadcasts to (batch, heads, queries, keys)."""
 
     scale: float
     causal: bool = False
@@ -69,7 +70,8 @@ class AttentionAttrs:
 
 @dataclass(frozen=True, slots=True)
 class ReduceAttrs:
-    """kind: sum mean max min prod sumsq l1 l2 logsumexp argmax argmin. axes: non-negative, ascending."""
+    """kind: sum mean max min prod sumsq l1 l2 logsumexp argmax argmin. axes: non-negative,
+    ascending."""
 
     kind: str
     axes: tuple[int, ...]
@@ -87,8 +89,8 @@ class SoftmaxAttrs:
 
 @dataclass(frozen=True, slots=True)
 class NormalizationAttrs:
-    """x normalised over axes axis..rank-1, times scale plus bias (inputs: x, scale, bias; shapes of the
-    normalised axes). rms: without subtracting the mean (then bias is absent)."""
+    """x normalised over axes axis..rank-1, times scale plus bias (inputs: x, scale, bias; shapes of
+    the normalised axes). rms: without subtracting the mean (then bias is absent)."""
 
     axis: int
     epsilon: float
@@ -189,7 +191,8 @@ class RangeAttrs:
 
 @dataclass(frozen=True, slots=True)
 class ShapeAttrs:
-    """The values of `dims` as an int64 vector: what is left of shape arithmetic that reaches data."""
+    """The values of `dims` as an int64 vector: what is left of shape arithmetic that reaches
+    data."""
 
     dims: tuple[Dim, ...]
 

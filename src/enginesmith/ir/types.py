@@ -10,8 +10,9 @@ from enginesmith.ir.dims import Dim, Shape
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Memory layout of a value. Plain (`block` 0) is row-major. Blocked is [n][c/block][h][w][block]
-    with at least `halo` = (top, left, bottom, right) zeros around each h x w plane."""
+    """Memory layout of a value. Plain (`block` 0) is row-major. Blocked is
+    [n][c/block][h][w][block] with at least `halo` = (top, left, bottom, right) zeros around each h
+    x w plane."""
 
     block: int = 0
     halo: tuple[int, int, int, int] = (0, 0, 0, 0)

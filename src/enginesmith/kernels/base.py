@@ -8,8 +8,8 @@ It does tasks begin..end-1 of the phase; any thread may get any tasks, in any or
 p[i] points to operand i at logical index 0 (inputs first, then outputs, in the order of
 Problem.operands; a constant the tactic packs is in the same slot, packed). p[len(operands)] is the
 step's shared workspace if it asks for one. `d` holds the runtime sizes d0, d1, ... of the problem
-(none when all is static: every static size is a literal in the text). `scratch` is this thread's own
-memory, 64-byte aligned, not cleared.
+(none when all is static: every static size is a literal in the text). `scratch` is this thread's
+own memory, 64-byte aligned, not cleared.
 """
 
 from __future__ import annotations
@@ -35,11 +35,13 @@ class Operand:
     """How one array lies in memory.
 
     Plain: `strides` are in elements, one per logical dim, 0 where broadcast.
-    Blocked (`block` > 0, always 4-D, logical shape (n, c, h, w)): memory is [n][c/block][h][w][block];
-    `strides` are those of (n, channel block, h, w) in elements, 0 where broadcast; lanes past c hold
-    zeros and must be written as zeros. `halo` = (top, left, bottom, right): that many rows and columns
-    of zeros may be read around each plane (the program clears them; kernels never write there).
-    Reading up to 4 KiB past either end of a blocked operand or constant is allowed (undefined values).
+    Blocked (`block` > 0, always 4-D, logical shape (n, c, h, w)): memory is
+    [n][c/block][h][w][block]; `strides` are those of (n, channel block, h, w) in elements, 0 where
+    broadcast; lanes past c hold zeros and must be written as zeros. `halo` = (top, left, bottom,
+    right): that many rows and columns of zeros may be read around each plane (the program clears
+    them; kernels never write there).
+    Reading up to 4 KiB past either end of a blocked operand or constant is allowed (undefined
+    values).
     `constant`: the value is known at build time and may be packed by the tactic.
     """
 
@@ -158,10 +160,10 @@ def tactic(name: str, **params: int) -> Tactic:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One parallel region of a kernel: the function's name suffix ("" or "_pack", ...) and its number
-    of tasks. Phases of a kernel run one after the other; tasks of a phase in parallel. A task should
-    take 5-100 microseconds: fewer tasks than threads wastes cores, tiny ones waste scheduling. A
-    phase of one task runs on the calling thread without waking the others."""
+    """One parallel region of a kernel: the function's name suffix ("" or "_pack", ...) and its
+    number of tasks. Phases of a kernel run one after the other; tasks of a phase in parallel. A
+    task should take 5-100 microseconds: fewer tasks than threads wastes cores, tiny ones waste
+    scheduling. A phase of one task runs on the calling thread without waking the others."""
 
     tasks: Size
     suffix: str = ""
@@ -169,8 +171,9 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class KernelSource:
-    """C text whose functions are called NAME + suffix (the literal text `NAME` is replaced by a name
-    made from the hash). `scratch`: bytes per thread; `workspace`: bytes shared by all phases."""
+    """C text whose functions are called NAME + suffix (the literal text `NAME` is replaced by a
+    name made from the hash). `scratch`: bytes per thread; `workspace`: bytes shared by all
+    phases."""
 
     text: str
     phases: tuple[Phase, ...]
@@ -211,8 +214,8 @@ class Family(Protocol):
     def pack(
         self, problem: Problem, tactic: Tactic, target: Target, constants: Mapping[int, np.ndarray]
     ) -> Mapping[int, np.ndarray]:
-        """Constants by operand index in the form the tactic reads; those absent from the answer stay
-        as they are (dense row-major for plain operands, blocked for blocked ones)."""
+        """Constants by operand index in the form the tactic reads; those absent from the answer
+        stay as they are (dense row-major for plain operands, blocked for blocked ones)."""
 
     def cost(self, problem: Problem) -> Cost:
         """Work and traffic of the problem, whatever the tactic."""

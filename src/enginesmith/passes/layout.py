@@ -1,8 +1,9 @@
-"""Chooses memory layouts: convolutional regions become channel-blocked (NCHWc), the rest stays plain.
+"""Chooses memory layouts: convolutional regions become channel-blocked (NCHWc), the rest stays
+plain.
 
-One forward walk. Convolutions, poolings and resizes want blocked operands; pointwise, concat and slice
-follow their inputs; everything else is plain. Where a reader wants another layout a `layout` node is
-inserted, once per value and layout, and conversions that would undo each other never arise.
+One forward walk. Convolutions, poolings and resizes want blocked operands; pointwise, concat and
+slice follow their inputs; everything else is plain. Where a reader wants another layout a `layout`
+node is inserted, once per value and layout, and conversions that would undo each other never arise.
 
     %y = conv(%x, %w)   %r = reshape(%y)
 becomes
@@ -75,11 +76,11 @@ class _Walk:
             if slot in keep_plain:
                 node.set_input(slot, self.want(value, PLAIN))
             elif slot not in weights:
-                value = self.broadcastable(node, value)
-                if not value.is_constant and value.type.rank == 4:
-                    node.set_input(slot, self.want(value, self.blocked))
-                elif value is not node.inputs[slot]:
-                    node.set_input(slot, value)
+                readable = self.broadcastable(node, value)
+                if not readable.is_constant and readable.type.rank == 4:
+                    readable = self.want(readable, self.blocked)
+                if readable is not value:
+                    node.set_input(slot, readable)
         for output in node.outputs:
             output.type = replace(output.type, layout=self.blocked)
         self.nodes.append(node)
@@ -174,8 +175,8 @@ class _Walk:
         self.graph.replace_uses(old, flat)
 
     def broadcastable(self, node: Node, value: Value) -> Value:
-        """An operand a blocked kernel can read: full size, per channel, or one scalar. Others, such as
-        a (1, 1, h, w) mask, are expanded to full size first."""
+        """An operand a blocked kernel can read: full size, per channel, or one scalar. Others, such
+        as a (1, 1, h, w) mask, are expanded to full size first."""
         out = node.outputs[0].type.shape
         operator_inputs = OPS[node.op].inputs
         if operator_inputs >= 0 and value in node.inputs[:operator_inputs]:

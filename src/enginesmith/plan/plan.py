@@ -4,8 +4,8 @@ A plan's program is one C function (see `codegen/program.py`) in a freestanding 
 
     int64_t es_run(void *pool, char *const *base, const int64_t *dims, int64_t *stamps)
 
-base[b]: address of buffer b; dims[i]: value of `Plan.exprs[i]` at the current symbol values (sizes and
-byte offsets); stamps: NULL, or room for len(steps)+1 time stamps in nanoseconds (profiling).
+base[b]: address of buffer b; dims[i]: value of `Plan.exprs[i]` at the current symbol values (sizes
+and byte offsets); stamps: NULL, or room for len(steps)+1 time stamps in nanoseconds (profiling).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """An input or output: `dtype` is a numpy name; a dim is an int or the text of an expression over
-    the plan's symbols (`batch`, `(h + 1)//2`)."""
+    """An input or output: `dtype` is a numpy name; a dim is an int or the text of an expression
+    over the plan's symbols (`batch`, `(h + 1)//2`)."""
 
     name: str
     dtype: str
@@ -28,7 +28,8 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class SymbolRange:
-    """The values a symbolic dim may take (inclusive; `max` None: no limit) and the one tuned for."""
+    """The values a symbolic dim may take (inclusive; `max` None: no limit) and the one tuned
+    for."""
 
     name: str
     min: int
@@ -50,8 +51,9 @@ class Constraint:
 class Buffer:
     """Memory the program uses.
 
-    kind: "input" (index = position among the inputs), "output" (same), "weights" (one, the memory-mapped
-    blob), "arena" (alive from step `first` to step `last`, inclusive; storage is shared by lifetimes).
+    kind: "input" (index = position among the inputs), "output" (same), "weights" (one, the
+    memory-mapped blob), "arena" (alive from step `first` to step `last`, inclusive; storage is
+    shared by lifetimes).
     size: bytes, an int or an expression over the symbols.
     slack: bytes that may be read (never written) before and after it.
     """
@@ -69,8 +71,9 @@ class Step:
     """One kernel launch of the program.
 
     op, problem: what is computed (text); tactic: the winner; kernel: key of Plan.sources;
-    nodes: the ONNX nodes it came from; flops, bytes: useful work and least traffic (expressions over
-    the symbols); timings: (tactic, seconds) of all that were timed, winner first ("seconds" at opt).
+    nodes: the ONNX nodes it came from; flops, bytes: useful work and least traffic (expressions
+    over the symbols); timings: (tactic, seconds) of all that were timed, winner first ("seconds" at
+    opt).
     """
 
     op: str

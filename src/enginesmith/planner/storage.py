@@ -1,8 +1,8 @@
 """Where every value lives: which storage, at what offset, with what strides.
 
-Most data movement vanishes here. A concat's inputs are written straight into its memory, a concat whose
-inputs are a prefix of a later one's shares that one's memory (DenseNet), and reshapes, slices and, for
-readers that take any strides, transposes and expands are views. What remains is a copy.
+Most data movement vanishes here. A concat's inputs are written straight into its memory, a concat
+whose inputs are a prefix of a later one's shares that one's memory (DenseNet), and reshapes, slices
+and, for readers that take any strides, transposes and expands are views. What remains is a copy.
 """
 
 from __future__ import annotations
@@ -326,8 +326,8 @@ class _Placer:
         return View(source.storage, source.offset, dense(y.shape))
 
     def move(self, node: Node) -> None:
-        """A reshape, slice, transpose or expand that has to copy: the target is seen with the shape of
-        the source's view (for a reshape, the input's own shape)."""
+        """A reshape, slice, transpose or expand that has to copy: the target is seen with the shape
+        of the source's view (for a reshape, the input's own shape)."""
         x, y = node.inputs[0], node.output
         target = self.plan.views[id(y)]
         if node.op == "reshape":
@@ -454,9 +454,9 @@ def sliced(source: View, x: Value, starts: tuple[Dim, ...], steps: tuple[int, ..
     strides: list[Stride] = []
     for axis, (start, step) in enumerate(zip(starts, steps, strict=True)):
         unit = dims.product(source.strides[axis])
-        if x.type.layout.block and axis == 1:
-            start = dims.floordiv(start, x.type.layout.block)
-        offset = offset + start * unit
+        blocks = x.type.layout.block and axis == 1
+        first = dims.floordiv(start, x.type.layout.block) if blocks else start
+        offset = offset + first * unit
         strides.append(source.strides[axis] if step == 1 else (step, *source.strides[axis]))
     return View(source.storage, dims.simplify(offset), tuple(strides))
 

@@ -47,8 +47,8 @@ def compiler_version() -> str:
 
 
 def compile_object(text: str, target: Target, cache: ArtifactCache) -> bytes:
-    """The object file of `text` (the prelude is put before it). BuildError keeps and names the source
-    and the compiler's log when it fails."""
+    """The object file of `text` (the prelude is put before it). BuildError keeps and names the
+    source and the compiler's log when it fails."""
     flags = (*BASE_FLAGS, *FLAGS[target.isa])
     source = prelude(target) + text
     key = cache.key("object", compiler_version(), *flags, source)

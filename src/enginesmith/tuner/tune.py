@@ -70,8 +70,8 @@ def tune(
     deadline: float | None = None, cold: bool = True, workers: int = 1,
     report: Report = lambda done, total, detail: None, clock: Clock = time.perf_counter,
 ) -> list[Choice]:  # fmt: skip
-    """A Choice per task. device None: heuristics only. deadline: clock time after which what is left
-    keeps its heuristic choice. Several processes may tune with one cache at once."""
+    """A Choice per task. device None: heuristics only. deadline: clock time after which what is
+    left keeps its heuristic choice. Several processes may tune with one cache at once."""
     options = [candidates(t.family, t.problem, target) for t in tasks]
     chosen = [Choice(o[0], ()) for o in options]
     if device is None:

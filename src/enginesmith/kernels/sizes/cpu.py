@@ -35,7 +35,8 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> KernelSource:
     assert isinstance(problem, SizesProblem)
     stride = c_size(problem.operands[0].strides[0])
     stores = "".join(
-        f"  ((int64_t *)p[0])[{i} * {stride}] = {c_size(v)};\n" for i, v in enumerate(problem.values)
+        f"  ((int64_t *)p[0])[{i} * {stride}] = {c_size(v)};\n"
+        for i, v in enumerate(problem.values)
     )
     text = f"""
 void NAME(char *const *p, const int64_t *d, int64_t begin, int64_t end, char *scratch) {{

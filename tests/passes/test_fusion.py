@@ -89,15 +89,13 @@ def _producer(b: Builder, kind: str, x: Value) -> Value:
             return b.conv_transpose(x, 4)
         case "matmul":
             return b.matmul(x, b.const(6, 6))
-        case "reduce":
-            return b.reduce("max", x, 2, 3)
         case "pool":
             return b.emit("pool", [x], PoolAttrs("avg", (2, 2), (2, 2), (0,) * 4), (N, 4, 3, 3))
     attrs = ResizeAttrs("linear", "half_pixel", "floor", (1.0, 1.0, 2.0, 2.0))
     return b.emit("resize", [x], attrs, (N, 4, 12, 12))
 
 
-@pytest.mark.parametrize("kind", ["conv", "conv_transpose", "matmul", "reduce", "pool", "resize"])
+@pytest.mark.parametrize("kind", ["conv", "conv_transpose", "matmul", "pool", "resize"])
 def test_bias_residual_and_activation_end_in_the_producer(kind: str) -> None:
     b = Builder()
     y = _producer(b, kind, b.input(N, 4, 6, 6))
@@ -107,6 +105,16 @@ def test_bias_residual_and_activation_end_in_the_producer(kind: str) -> None:
     assert preserves(graph, epilogue_fusion, n=2)
     assert ops(graph) == [kind]
     assert str(epilogue_of(graph.nodes[0].attrs)) == "max(add(add($0, $1), $2), 0.0)"
+
+
+def test_reductions_finish_with_what_they_folded_alone() -> None:
+    """Their kernels take no operands."""
+    b = Builder()
+    y = b.pointwise(call("tanh", Arg(0)), b.reduce("max", b.input(N, 4, 6, 6), 2, 3))
+    graph = b.result(b.call("add", y, b.const(4, 1, 1)))
+    assert preserves(graph, epilogue_fusion, n=2)
+    assert ops(graph) == ["reduce", "pointwise"]
+    assert str(epilogue_of(graph.nodes[0].attrs)) == "tanh($0)"
 
 
 def test_a_node_that_absorbs_moves_behind_its_operands() -> None:

@@ -141,12 +141,13 @@ def peak(target: Target) -> float:
 
 
 def problem_of(layer: tuple, lanes: int) -> ConvProblem:
-    """The layer with bias and ReLU, input with the halo it needs (stride < 0: transposed)."""
+    """The layer with bias and ReLU, input with the halo it needs (stride < 0: transposed; one
+    output channel: plain output)."""
     _, ic, h, w, oc, k, stride, groups = layer
     epilogue = relu(call("add", Arg(0), Arg(1)))
     if stride < 0:
         return conv(lanes, 1, ic, h, w, oc, k, -stride, transposed=True, extras=["bias"],
-                    epilogue=epilogue)  # fmt: skip
+                    epilogue=epilogue, plain_y=oc == 1)  # fmt: skip
     return conv(lanes, 1, ic, h, w, oc, k, stride, (k - 1) // 2, 1, groups, extras=["bias"],
                 epilogue=epilogue, plain_x=ic == 3)  # fmt: skip
 

@@ -50,7 +50,8 @@ def conv(
     output_padding: tuple[int, int] = (0, 0), extras: Sequence[str] = (),
     epilogue: Expr = ACCUMULATOR, prologue: Expr | None = None, plain_x: bool = False,
     x_halo: tuple[int, int, int, int] | None = None,
-    y_halo: tuple[int, int, int, int] = NO_HALO, y_more: int = 0, hint: tuple[int, ...] = (),
+    y_halo: tuple[int, int, int, int] = NO_HALO, y_more: int = 0,
+    plain_y: bool = False, hint: tuple[int, ...] = (),
 ) -> ConvProblem:  # fmt: skip
     """extras: of "bias", "residual", "gate", "scalar", ... (see `kinds`)."""
     kh, kw = kernel if isinstance(kernel, tuple) else (kernel, kernel)
@@ -82,7 +83,7 @@ def conv(
         "input gate": gate(n, ic, lanes),
         "scalar": SCALAR,
     }
-    y = blocked((n, oc, oh, ow), lanes, y_halo, y_more)
+    y = plain((n, oc, oh, ow)) if plain_y else blocked((n, oc, oh, ow), lanes, y_halo, y_more)
     operands = (x, weights, *(kinds[e] for e in extras), y)
     return ConvProblem(
         operands, hint, strides=(sh, sw), pads=pads, dilations=(dh, dw), groups=groups,

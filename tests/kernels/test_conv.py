@@ -238,6 +238,30 @@ def test_prologue(n: int | str, target: Target) -> None:
                 )
 
 
+@pytest.mark.parametrize("n", [2, "d0"])
+def test_few_channels(n: int | str, target: Target) -> None:
+    """A plain output of a few channels; also transposed."""
+    h, w = ("d1", "d2") if n == "d0" else (7, 37)
+    for shape in (
+        dict(ic=24, oc=1, kernel=2, stride=2, transposed=True),
+        dict(ic=37, oc=3, kernel=(2, 3), stride=(2, 3), transposed=True),
+        dict(ic=40, oc=2, kernel=3, pads=1),
+        dict(ic=20, oc=4, kernel=(1, 3), stride=2, dilation=2, pads=(0, 2, 0, 1)),
+    ):
+        problem = conv(target.lanes, n, h=h, w=w, **shape, extras=["bias", "scalar"],
+                       epilogue=EPILOGUES["sigmoid"][1], plain_y=True,
+                       hint=(2, 7, 37) if n == "d0" else ())  # fmt: skip
+        inputs = inputs_of(problem, (2, 7, 37))
+        (few,) = cpu.tactics(problem, target)
+        assert few.name == "few"
+        (got,) = run_kernel(cpu, problem, few, target, inputs, (2, 7, 37) if n == "d0" else ())
+        np.testing.assert_allclose(
+            got, reference(problem, inputs, (2, 7, 37)), rtol=1e-5, atol=bound(problem, inputs)
+        )
+    many = conv(target.lanes, 1, 32, 8, 8, 32, 3, 1, 1, plain_y=True)
+    assert "plain output" in str(cpu.why_not(many, target))
+
+
 def test_prologue_why_not(target: Target) -> None:
     """Only 1x1 convolutions without pads take one."""
     problem = conv(target.lanes, 1, 32, 8, 8, 32, 3, 1, 1, prologue=relu(Arg(0)))

@@ -9,12 +9,13 @@ import numpy as np
 
 from enginesmith.codegen.expressions import vector_dtypes
 from enginesmith.kernels.base import Cost, KernelSource, Problem, Tactic
-from enginesmith.kernels.conv import depthwise, direct, plain, prologue, transposed, winograd
+from enginesmith.kernels.conv import depthwise, direct, few, plain, prologue, transposed, winograd
 from enginesmith.kernels.conv.problem import ConvProblem
 from enginesmith.kernels.conv.problem import cost as conv_cost
 from enginesmith.plan.target import Target
 
 ALGORITHMS: dict[str, ModuleType] = {
+    "few": few,
     "depthwise": depthwise,
     "winograd": winograd,
     "direct": direct,
@@ -35,7 +36,9 @@ def why_not(problem: Problem, target: Target) -> str | None:
         return "not float32"
     if not problem.w.constant or problem.w.block:
         return "the weights are not a plain constant"
-    if problem.y.block != target.lanes or problem.x.block not in (0, target.lanes):
+    if not problem.y.block and (reason := few.why_not(problem, target)) is not None:
+        return reason
+    if any(o.block not in (0, target.lanes) for o in (problem.x, problem.y)):
         return f"activations are not in blocks of {target.lanes} channels"
     if not vector_dtypes(problem.epilogue, ["float32"] * len(problem.operands)):
         return f"the epilogue is not float32: {problem.epilogue}"
@@ -45,6 +48,8 @@ def why_not(problem: Problem, target: Target) -> str | None:
 def tactics(problem: Problem, target: Target) -> tuple[Tactic, ...]:
     """Candidates of every algorithm that serves the problem, by its estimated time."""
     assert isinstance(problem, ConvProblem)
+    if not problem.y.block:
+        return few.tactics(problem, target)
     if problem.prologue is not None:
         return direct.tactics(problem, target)
     able = [a for a in ALGORITHMS.values() if a.why_not(problem, target) is None]

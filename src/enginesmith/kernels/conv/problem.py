@@ -18,7 +18,8 @@ class ConvProblem(Problem):
     w: constant, plain; (OC, IC/groups, KH, KW), or (IC, OC/groups, KH, KW) if `transposed`.
     extras: what the epilogue reads besides the accumulator: blocked (broadcast where strides are 0)
         or plain with one value for all channels.
-    y: (N, OC, OH, OW), blocked; its shape includes a transposed convolution's output padding.
+    y: (N, OC, OH, OW), blocked, or plain if it has few channels (see `few.why_not`); its shape
+        includes a transposed convolution's output padding.
     pads: (top, left, bottom, right). epilogue: Arg(0) is the accumulator, Arg(k) operands[1 + k].
     prologue: None, or what a 1x1 convolution without pads applies to x before it multiplies: Arg(0)
         is x, Arg(k) operands[1 + k], which have one value per input channel (and image).

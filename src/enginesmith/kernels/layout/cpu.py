@@ -76,8 +76,8 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> KernelSource:
 
 
 def transpose_text(lanes: int) -> str:
-    """C: `transpose(vf r[LANES])` in registers. Every step is one instruction: two rounds of unpacks
-    inside 128-bit quarters, then rounds that gather equal quarters of four (or two) vectors."""
+    """C: `transpose(vf r[LANES])` in registers. Every step is one instruction: two rounds of
+    unpacks inside 128-bit quarters, then rounds that gather equal quarters of two vectors."""
     quarters = lanes // 4
     lines: list[str] = []
 

@@ -49,6 +49,12 @@ def assemble(parts: Assembly, cache: ArtifactCache) -> Plan:
     return _Assembler(parts, cache).run()
 
 
+def program_of(parts: Assembly, cache: ArtifactCache) -> str:
+    """The C of the program alone; nothing is compiled."""
+    launches, _ = _Assembler(parts, cache).launches()
+    return program_text(launches)
+
+
 class _Assembler:
     def __init__(self, parts: Assembly, cache: ArtifactCache) -> None:
         self.parts, self.cache = parts, cache
@@ -63,12 +69,7 @@ class _Assembler:
 
     def run(self) -> Plan:
         parts = self.parts
-        self.number_buffers()
-        launches, steps = [], []
-        for i, step in enumerate(parts.steps):
-            launch, record = self.step(i, step, parts.choices[i])
-            launches.append(launch)
-            steps.append(record)
+        launches, steps = self.launches()
         program = program_text(launches)
         texts = [POOL, *(s.c for s in self.sources.values())]
         objects = self.compile_all([*texts, program])
@@ -94,6 +95,16 @@ class _Assembler:
             code=code,
             weights=weights,
         )
+
+    def launches(self) -> tuple[list[Launch], list[Step]]:
+        """Every step as the program runs it, and as the plan remembers it."""
+        self.number_buffers()
+        launches, steps = [], []
+        for i, step in enumerate(self.parts.steps):
+            launch, record = self.step(i, step, self.parts.choices[i])
+            launches.append(launch)
+            steps.append(record)
+        return launches, steps
 
     # -- buffers and addresses --------------------------------------------------------------------
 
@@ -214,10 +225,18 @@ def aligned(pieces: Sequence[bytes]) -> memoryview:
 
 
 def describe(step: Lowered) -> str:
-    """One line that tells a reader what a step computes."""
-    shapes = ["x".join(str(s) for s in o.shape) or "scalar" for o in step.problem.operands]
-    n = step.problem.outputs
-    return f"{', '.join(shapes[:-n])} -> {', '.join(shapes[-n:])}"
+    """One line that tells a reader what a step computes: its operands' shapes in the model's own
+    symbols."""
+    names = {f"d{i}": d for i, d in enumerate(step.sizes)}
+
+    def text(size: Size) -> str:
+        dim = size if isinstance(size, int) else dims.substitute(dims.parse(size), names)
+        plain = dims.to_text(dim)
+        return plain if plain.isalnum() else f"({plain})"
+
+    shapes = ["x".join(map(text, o.shape)) or "scalar" for o in step.problem.operands]
+    first_output = len(shapes) - step.problem.outputs
+    return f"{', '.join(shapes[:first_output])} -> {', '.join(shapes[first_output:])}".strip()
 
 
 def _spec(value: Value) -> TensorSpec:

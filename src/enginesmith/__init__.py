@@ -51,7 +51,17 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'enginesmith' has no attribute {name!r}")
-    value = getattr(import_module(f"enginesmith.{_HOMES[name]}"), name)
+    try:
+        value = getattr(import_module(f"enginesmith.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("enginesmith"):
+            raise
+        from enginesmith.errors import BuildError
+
+        raise BuildError(
+            f"enginesmith.{name} needs the package {error.name!r}, which is not installed; "
+            "install the builder with: pip install 'enginesmith[build]'"
+        ) from error
     globals()[name] = value
     return value
 

@@ -16,11 +16,14 @@ from enginesmith.ir.expr import Arg, call
 from enginesmith.ir.graph import Graph, Value, constant
 from enginesmith.ir.infer import window_output
 from enginesmith.ir.ops import (
+    AttentionAttrs,
     ConcatAttrs,
     ConvAttrs,
     ConvTransposeAttrs,
     ExpandAttrs,
+    GatherAttrs,
     MatMulAttrs,
+    NormalizationAttrs,
     PadAttrs,
     PoolAttrs,
     ReduceAttrs,
@@ -240,7 +243,9 @@ def transpose(s: Sketch) -> None:
 def expand(s: Sketch) -> None:
     x = s.any(lambda v: v.type.rank > 0 and 1 in v.shape)
     if x is not None:
-        shape = tuple(s.pick([d, 3, H]) if d == 1 else d for d in x.shape)
+        known = {d for v in s.builder.graph.inputs for d in v.shape if not isinstance(d, int)}
+        sizes = [1, 3, *sorted(known, key=str)]
+        shape = tuple(s.pick(sizes) if d == 1 else d for d in x.shape)
         s.add("expand", [x], ExpandAttrs(), shape)
 
 
@@ -273,6 +278,33 @@ def softmax(s: Sketch) -> None:
         s.add("softmax", [x], SoftmaxAttrs(s.pick(range(x.type.rank))))
 
 
+def attention(s: Sketch) -> None:
+    """Of values that may lie in memory in any order."""
+    q = s.any(lambda v: v.type.rank == 4)
+    if q is None:
+        return
+    k = s.any(lambda v: v.type.rank == 4 and dims.same_shape(v.shape, q.shape))
+    assert k is not None
+    s.add("attention", [q, k, s.pick([q, k])], AttentionAttrs(0.5, s.pick([True, False])))
+
+
+def normalization(s: Sketch) -> None:
+    x = s.any(lambda v: v.type.rank > 1 and isinstance(v.shape[-1], int))
+    if x is not None:
+        width = x.shape[-1]
+        constants = [s.builder.const(width) for _ in range(2)]
+        s.add("normalization", [x, *constants], NormalizationAttrs(x.type.rank - 1, 0.1))
+
+
+def gather(s: Sketch) -> None:
+    x = s.any(lambda v: any(isinstance(d, int) for d in v.shape))
+    if x is not None:
+        axis = s.pick([i for i, d in enumerate(x.shape) if isinstance(d, int)])
+        indices = s.draw(st.lists(st.integers(0, x.shape[axis] - 1), min_size=1, max_size=4))
+        value = constant("i", np.asarray(indices, np.int64))
+        s.add("gather", [x, value], GatherAttrs("axis", axis))
+
+
 def pad(s: Sketch) -> None:
     x = s.any(lambda v: v.type.rank > 1)
     if x is not None:
@@ -283,6 +315,7 @@ def pad(s: Sketch) -> None:
 STEPS = (
     conv, conv, conv, conv_transpose, unary, binary, binary, pool, reduce, resize, concat, concat,
     concat, grow, slice_, slice_, reshape, reshape, transpose, expand, matmul, softmax, pad,
+    attention, normalization, gather,
 )  # fmt: skip
 """What may come next; more often where the planner has more to decide."""
 

@@ -286,6 +286,11 @@ def _attention(p: Any, q: Located, k: Located, v: Located, *rest: Located) -> No
     y.write(reference.evaluate("attention", attrs, arrays, y.shape, "float64", {}))
 
 
+def _gather(p: Any, data: Located, indices: Located, y: Located) -> None:
+    assert p.kind == "gather", "random graphs have no others"
+    y.write(data.read().take(indices.read().astype(np.int64), p.axis))
+
+
 def _pad(p: Any, x: Located, y: Located) -> None:
     before = [value_of(b, x.slots) for b in p.before]
     after = [n - m - b for n, m, b in zip(y.shape, x.shape, before, strict=True)]
@@ -305,6 +310,7 @@ SEMANTICS: dict[str, Callable[..., None]] = {
     "softmax": _softmax,
     "normalization": _normalization,
     "attention": _attention,
+    "gather": _gather,
     "pad": _pad,
 }
 """What a family's problems mean."""

@@ -36,7 +36,7 @@ NO_HURRY = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter
 # The same graphs in every normal run, so that compiled kernels come from the cache; the slow tests
 # look for new ones.
 FEW = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=NO_HURRY)
-FEWEST = settings(FEW, max_examples=12)
+FEWEST = settings(FEW, max_examples=25)
 MANY = settings(FEW, max_examples=400, derandomize=False)
 SOME = settings(FEW, max_examples=60, derandomize=False)
 
@@ -77,12 +77,16 @@ def check_engine(graph: Graph, target: Target, pick: int) -> None:
     """Build and run. pick: which of a step's tactics, modulo how many there are."""
     note(print_graph(graph))
     wanted = list(runs(graph))
+    types = [value.type for value in graph.outputs]
     with engine_of(optimized(graph, target), target, pick) as engine:
         for _, feeds, expected in wanted:
             found = engine(feeds)
             for value, array in zip(found.values(), expected, strict=True):
                 assert value.dtype == np.float32
                 assert_close(value, array, 3e-4)
+        empty = {**SIZES[0], "n": 0}
+        for value, type_ in zip(engine(feeds_of(graph, **empty)).values(), types, strict=True):
+            assert value.shape == tuple(dims.evaluate(d, empty) for d in type_.shape)
 
 
 def engine_of(graph: Graph, target: Target, pick: int) -> Engine:

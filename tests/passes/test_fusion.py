@@ -157,15 +157,24 @@ def test_reshapes_sink_below_pointwise_nodes(kind: str) -> None:
 
 def test_prologue() -> None:
     b = Builder()
-    x = b.input(N, 4, 3, 3)
+    x = b.input(N, 8, 3, 3)
     y = b.pointwise(
-        call("add", call("mul", Arg(1), Arg(0)), Arg(2)), b.const(4, 1, 1), x, b.const(1, 4, 1, 1)
+        call("add", call("mul", Arg(1), Arg(0)), Arg(2)), b.const(8, 1, 1), x, b.const(1, 8, 1, 1)
     )
     y = b.call("add", b.conv(y, 5), b.const(5, 1, 1))
     graph = b.result(y)
     assert preserves(graph, lambda g: epilogue_fusion(g) and prologue_fusion(g), n=2)
     assert ops(graph) == ["conv"]
     assert len(graph.nodes[0].inputs) == 5
+
+
+def test_gate_as_prologue() -> None:
+    b = Builder()
+    x = b.input(N, 8, 3, 3)
+    gated = b.call("mul", x, b.input(N, 8, 1, 1))
+    graph = b.result(b.conv(gated, 5))
+    assert preserves(graph, prologue_fusion, n=2)
+    assert ops(graph) == ["conv"]
 
 
 def test_no_prologue_before_padding_or_wider_kernels() -> None:

@@ -70,20 +70,22 @@ def test_hard_swish_ends_in_the_convolution(written: str) -> None:
     )
 
 
-def test_prologues_only_on_request() -> None:
-    def build() -> Graph:
-        b = Builder()
-        x = b.input(2, 4, 3, 3)
-        y = b.pointwise(relu(Arg(0)), _batch_norm(b, x))
-        return b.result(b.conv(y, 6))
+def test_prologue_of_a_one_by_one_convolution() -> None:
+    b = Builder()
+    y = b.pointwise(relu(Arg(0)), _batch_norm(b, b.input(2, 8, 3, 3)))
+    graph = b.result(b.conv(y, 6))
+    preserves(graph, run_pipeline)
+    assert ops(graph) == ["conv"]
+    assert isinstance(graph.nodes[0].attrs, ConvAttrs)
+    assert str(graph.nodes[0].attrs.prologue) == "max(add(mul($0, $1), $2), 0.0)"
 
-    plain, fused = build(), build()
-    preserves(plain, run_pipeline)
-    assert ops(plain) == ["pointwise", "conv"]
-    preserves(fused, lambda g: run_pipeline(g, prologues=True))
-    assert ops(fused) == ["conv"]
-    assert isinstance(fused.nodes[0].attrs, ConvAttrs)
-    assert str(fused.nodes[0].attrs.prologue) == "max(add(mul($0, $1), $2), 0.0)"
+
+def test_stems_take_no_prologue() -> None:
+    b = Builder()
+    y = b.pointwise(relu(Arg(0)), _batch_norm(b, b.input(2, 4, 3, 3)))
+    graph = b.result(b.conv(y, 6))
+    preserves(graph, run_pipeline)
+    assert ops(graph) == ["pointwise", "conv"]
 
 
 def test_hooks_see_every_pass_that_changed_something() -> None:

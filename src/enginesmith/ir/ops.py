@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import TypeAlias
 
 from enginesmith.ir.dims import Dim
-from enginesmith.ir.expr import Expr
+from enginesmith.ir.expr import Expr, args_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +256,12 @@ OPS: dict[str, OpSchema] = {
 def epilogue_of(attrs: Attrs) -> Expr | None:
     """The epilogue of attrs that can have one, else None."""
     return getattr(attrs, "epilogue", None)
+
+
+def prologue_extras(attrs: Attrs) -> int:
+    """How many of a node's inputs, the last ones, its prologue reads besides x."""
+    prologue = getattr(attrs, "prologue", None)
+    return 0 if prologue is None else max(args_of(prologue), default=0)
 
 
 def takes_epilogue(op: str) -> bool:

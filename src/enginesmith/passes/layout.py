@@ -21,17 +21,27 @@ from enginesmith.ir.ops import (
     OPS,
     ConcatAttrs,
     ConvAttrs,
+    ConvTransposeAttrs,
     ExpandAttrs,
     LayoutAttrs,
     ReduceAttrs,
     ReshapeAttrs,
     ResizeAttrs,
     SliceAttrs,
+    prologue_extras,
 )
 from enginesmith.ir.types import PLAIN, Layout, TensorType
 
 STEM_CHANNELS = 4
 """A convolution of a plain graph input with at most this many channels reads it as it is."""
+
+FEW_CHANNELS = 4
+"""A convolution to at most this many channels may write a plain result."""
+
+BLOCKED_OPERATORS = frozenset(
+    {"conv", "conv_transpose", "pool", "resize", "concat", "slice", "pointwise", "reduce"}
+)
+"""Operators that may read or write blocked values."""
 
 
 def assign_layouts(graph: Graph, block: int) -> bool:
@@ -65,6 +75,10 @@ class _Walk:
 
     def place(self, node: Node) -> None:
         """Decide the node's layout and convert its inputs to it."""
+        if self.writes_plain(node):
+            node.set_input(0, self.want(node.inputs[0], self.blocked))
+            self.nodes.append(node)
+            return
         if not self.wants_blocked(node):
             for slot, value in enumerate(node.inputs):
                 node.set_input(slot, self.want(value, PLAIN))
@@ -76,7 +90,7 @@ class _Walk:
             if slot in keep_plain:
                 node.set_input(slot, self.want(value, PLAIN))
             elif slot not in weights:
-                readable = self.broadcastable(node, value)
+                readable = self.broadcastable(node, slot)
                 if not readable.is_constant and readable.type.rank == 4:
                     readable = self.want(readable, self.blocked)
                 if readable is not value:
@@ -91,12 +105,27 @@ class _Walk:
         out = node.outputs[0].type
         if out.rank != 4 or out.dtype != "float32":
             return False
-        match node.op:
-            case "conv" | "conv_transpose":
-                return True
-            case "pool" | "resize" | "concat" | "slice" | "pointwise" | "reduce":
-                return self.has_blocked_input(node) and self.can_block(node)
-        return False
+        if node.op in ("conv", "conv_transpose"):
+            return True
+        return (
+            node.op in BLOCKED_OPERATORS and self.has_blocked_input(node) and self.can_block(node)
+        )
+
+    def writes_plain(self, node: Node) -> bool:
+        """A convolution to so few channels that a blocked result would be mostly zeros, read by
+        plain operators only. See `kernels/conv/few.py` for the forms it serves."""
+        attrs, y = node.attrs, node.outputs[0]
+        if not isinstance(attrs, ConvAttrs | ConvTransposeAttrs) or self.is_stem(node):
+            return False
+        if isinstance(attrs, ConvTransposeAttrs):
+            simple = node.inputs[1].shape[2:] == attrs.strides and not any(attrs.output_padding)
+            simple = simple and not any(attrs.pads) and attrs.dilations == (1, 1)
+        else:
+            simple = attrs.strides[1] <= 3 and attrs.prologue is None
+        extras = all(v.is_constant and v.shape[-2:] in ((), (1,), (1, 1)) for v in node.inputs[2:])
+        readers = all(n.op not in BLOCKED_OPERATORS for n, _ in y.uses)
+        few = isinstance(y.shape[1], int) and y.shape[1] <= FEW_CHANNELS
+        return few and simple and extras and readers and attrs.groups == 1
 
     def has_blocked_input(self, node: Node) -> bool:
         """A blocked input of full size (a gate's 1x1 plane alone decides nothing)."""
@@ -136,7 +165,7 @@ class _Walk:
         whole = all(dims.equal(x[i], y[i]) for i in (0, 2, 3))
         start, size = attrs.starts[1], y[1]
         aligned = dims.divisible(start, self.block) and dims.divisible(size, self.block)
-        return whole and aligned and attrs.steps[1] == 1
+        return whole and aligned and all(step == 1 for step in attrs.steps)
 
     def spatial_reduce(self, node: Node) -> bool:
         """A sum, mean, max or min over (h, w) of a blocked value."""
@@ -174,12 +203,13 @@ class _Walk:
         self.nodes.append(Node("reshape", [plain], [flat], ReshapeAttrs(), node.sources))
         self.graph.replace_uses(old, flat)
 
-    def broadcastable(self, node: Node, value: Value) -> Value:
+    def broadcastable(self, node: Node, slot: int) -> Value:
         """An operand a blocked kernel can read: full size, per channel, or one scalar. Others, such
         as a (1, 1, h, w) mask, are expanded to full size first."""
-        out = node.outputs[0].type.shape
-        operator_inputs = OPS[node.op].inputs
-        if operator_inputs >= 0 and value in node.inputs[:operator_inputs]:
+        of_prologue = slot >= len(node.inputs) - prologue_extras(node.attrs)
+        out = node.inputs[0].shape if of_prologue else node.outputs[0].shape
+        value = node.inputs[slot]
+        if slot < OPS[node.op].inputs:
             return value
         if node.op in ("concat", "slice"):
             return value

@@ -52,11 +52,9 @@ PIPELINE: tuple[Stage, ...] = (
     Stage("fuse", (pointwise_fusion, sink_reshapes, reshapes, epilogue_fusion), repeat=True),
     Stage("duplicate", (pointwise_duplication, pointwise_fusion, epilogue_fusion), repeat=True),
     Stage("tidy", (*_CLEANUP, scalar_operands, expressions), repeat=True),
+    Stage("prologues", (prologue_fusion, dead_code)),
 )
 """The whole pipeline in order."""
-
-OPTIONAL: tuple[Stage, ...] = (Stage("prologues", (prologue_fusion, dead_code)),)
-"""Stages that run only when asked for: kernels must serve what they make."""
 
 _ROUNDS = 20
 """Rounds after which a repeated stage that still changes things is taken as a fault."""
@@ -66,15 +64,14 @@ def run_pipeline(
     graph: Graph,
     verify: Callable[[Graph], None] | None = None,
     after_pass: Callable[[str, Graph], None] | None = None,
-    prologues: bool = False,
 ) -> Graph:
     """Rewrite `graph` in place, and return it.
 
     verify: called after every pass that changed something; raises if the graph is broken.
-    after_pass: called likewise with the pass's name, to dump the graph. prologues: also let kernels
-    take pointwise work before them. RuntimeError if a stage doesn't settle.
+    after_pass: called likewise with the pass's name, to dump the graph. RuntimeError if a stage
+    doesn't settle.
     """
-    for stage in (*PIPELINE, *(OPTIONAL if prologues else ())):
+    for stage in PIPELINE:
         _run_stage(graph, stage, verify, after_pass)
     return graph
 

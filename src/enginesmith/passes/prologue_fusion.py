@@ -1,10 +1,11 @@
-"""Let 1x1 convolutions apply a pointwise node to what they read (switched off: see `pipeline`).
+"""Let 1x1 convolutions apply a pointwise node to what they read.
 
     %a = pointwise(%x, const (8, 1, 1), const (8, 1, 1)) expr=max(add(mul($0, $1), $2), 0.0)
     %y = conv(%a, %w)                                                             ->
     %y = conv(%x, %w, const, const) prologue=max(add(mul($0, $1), $2), 0.0)
 
-DenseNets and other pre-activation networks have one before every convolution.
+DenseNets and other pre-activation networks have one before every convolution; a squeeze-excite
+gate, (n, c, 1, 1), is multiplied in the same way.
 """  # fmt: skip
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ from enginesmith.ir import dims
 from enginesmith.ir.expr import Arg, rewrite_args
 from enginesmith.ir.graph import Graph, Node
 from enginesmith.ir.ops import ConvAttrs, PointwiseAttrs
+from enginesmith.passes.layout import STEM_CHANNELS
 from enginesmith.passes.rewrite import Edits, expr_of
 
 
 def prologue_fusion(graph: Graph) -> bool:
-    """Pointwise nodes of one value and constants of one number per channel, read by one convolution
-    of a 1x1 kernel without padding."""
+    """Pointwise nodes of one value and operands of one number per channel (or per image and
+    channel), read by one convolution of a 1x1 kernel without padding."""
     edits = Edits(graph)
     for node in edits.nodes():
         attrs = node.attrs
         if not isinstance(attrs, ConvAttrs) or attrs.prologue is not None or any(attrs.pads):
+            continue
+        if attrs.groups != 1 or node.inputs[1].shape[1] <= STEM_CHANNELS:
             continue
         value, producer = node.inputs[0], node.inputs[0].producer
         if producer is None or not isinstance(producer.attrs, PointwiseAttrs):
@@ -45,13 +49,11 @@ def prologue_fusion(graph: Graph) -> bool:
 
 
 def _varying_slot(node: Node) -> int | None:
-    """The one operand that isn't a float32 constant of one number per channel."""
+    """The one operand that isn't one float32 number per channel."""
     shape = node.output.shape
-    varying = [
-        i
-        for i, v in enumerate(node.inputs)
-        if not (v.is_constant and v.shape in ((shape[1], 1, 1), (1, shape[1], 1, 1)))
-    ]
+    channel = shape[1]
+    per_channel = ((channel, 1, 1), (1, channel, 1, 1), (shape[0], channel, 1, 1))
+    varying = [i for i, v in enumerate(node.inputs) if v.shape not in per_channel]
     if len(varying) != 1 or any(v.dtype != "float32" for v in node.inputs):
         return None
     return varying[0] if dims.same_shape(node.inputs[varying[0]].shape, shape) else None

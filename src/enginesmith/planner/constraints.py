@@ -5,10 +5,12 @@ ONNX lets a model add `(h//2)*2` rows to `h` rows; no one can tell at build time
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from enginesmith.ir import dims
-from enginesmith.ir.dims import Dim
-from enginesmith.ir.graph import Graph, Node
-from enginesmith.ir.ops import OPS, ConcatAttrs, MatMulAttrs
+from enginesmith.ir.dims import Dim, Shape
+from enginesmith.ir.graph import Graph, Node, Value
+from enginesmith.ir.ops import OPS, ConcatAttrs, MatMulAttrs, prologue_extras
 from enginesmith.plan.plan import Constraint
 
 
@@ -38,12 +40,16 @@ def _pairs(node: Node) -> list[tuple[Dim, Dim]]:
         )
         batch = [v.shape[:-2] for v in (a, b)]
         pairs += [(d, out[len(out) - 2 - len(s) + i]) for s in batch for i, d in enumerate(s)]
-    first = max(OPS[node.op].inputs, 0) if node.op != "pointwise" else 0
+    first = max(OPS[node.op].inputs, 0)
+    last = len(node.inputs) - prologue_extras(attrs)
     if node.op == "pointwise" or getattr(attrs, "epilogue", None) is not None:
-        for value in node.inputs[first:]:
-            lead = len(out) - value.type.rank
-            pairs += [(d, out[lead + i]) for i, d in enumerate(value.shape)]
-    return pairs
+        pairs += _against(out, node.inputs[first:last])
+    return pairs + _against(node.inputs[0].shape, node.inputs[last:]) if node.inputs else pairs
+
+
+def _against(shape: Shape, values: Sequence[Value]) -> list[tuple[Dim, Dim]]:
+    """Dims of operands that broadcast to `shape`, with those they meet."""
+    return [(d, shape[len(shape) - v.type.rank + i]) for v in values for i, d in enumerate(v.shape)]
 
 
 def _plain(text: str) -> int | str:

@@ -69,10 +69,13 @@ class Lowering:
             if dims.equal(known, dim):
                 return f"d{i}"
         constant, rest = dim.as_coeff_Add()
-        if constant != 0 and constant.is_Integer:
-            for i, known in enumerate(self.sizes):
-                if known == rest and constant > 0:
-                    return add(f"d{i}", int(constant))
+        factor, base = rest.as_coeff_Mul()
+        for i, known in enumerate(self.sizes):
+            # A multiple of a known size plus a constant is written over it, so that kernels see how
+            # their operands' sizes relate.
+            own, known_base = known.as_coeff_Mul()
+            if known_base == base and factor % own == 0 and factor >= own > 0 <= constant:
+                return add(mul(int(factor // own), f"d{i}"), int(constant))
         self.sizes.append(dim)
         return f"d{len(self.sizes) - 1}"
 

@@ -29,6 +29,7 @@ from enginesmith.ir.ops import (
     SliceAttrs,
     SoftmaxAttrs,
     TransposeAttrs,
+    prologue_extras,
 )
 from enginesmith.kernels.argmax.problem import ArgMaxProblem
 from enginesmith.kernels.attention.problem import AttentionProblem
@@ -89,14 +90,24 @@ def _extras(lowering: Lowering, node: Node, first: int) -> None:
 def _conv(lowering: Lowering, node: Node) -> Lowered:
     attrs = node.attrs
     assert isinstance(attrs, ConvAttrs | ConvTransposeAttrs)
-    lowering.value(node.inputs[0])
-    lowering.value(node.inputs[1])
-    _extras(lowering, node, 2)
+    x, weight, *extras = node.inputs
+    prologue = attrs.prologue if isinstance(attrs, ConvAttrs) else None
+    own = len(extras) - prologue_extras(attrs)
+    lowering.value(x)
+    lowering.value(weight)
+    for value in extras[:own]:
+        lowering.extra(value, node.output)
+    for value in extras[own:]:
+        lowering.blocked(value, x.shape)
     lowering.value(node.output)
+    if prologue is not None:
+        # The IR counts the prologue's operands from 1 again, the problem after the epilogue's.
+        prologue = rewrite_args(prologue, lambda i: Arg(i + own if i else 0))
     return lowering.done(
         "conv", ConvProblem, node.op, node.sources,
         strides=attrs.strides, pads=attrs.pads, dilations=attrs.dilations, groups=attrs.groups,
         transposed=isinstance(attrs, ConvTransposeAttrs), epilogue=attrs.epilogue or Arg(0),
+        prologue=prologue,
     )  # fmt: skip
 
 
@@ -137,8 +148,6 @@ def _strided_copy(lowering: Lowering, node: Node) -> Lowered:
     if isinstance(attrs, TransposeAttrs):
         seen = View(view.storage, view.offset, tuple(view.strides[p] for p in attrs.perm))
     elif isinstance(attrs, SliceAttrs):
-        if any(step < 0 for step in attrs.steps):
-            raise unsupported(node, "slices that walk backwards have no kernel")
         seen = sliced(view, x, attrs.starts, attrs.steps)
     else:
         seen = View(view.storage, view.offset, expanded(view.strides, x.shape, y.shape))

@@ -119,3 +119,15 @@ def test_functions_come_once_with_what_they_need():
 def test_only_float32_in_vectors():
     with pytest.raises(ValueError, match="not an expression over float32"):
         vector_expression(Cast("int64", Arg(0)), ["x"])
+
+
+def test_double_to_half_rounds_once():
+    """Through float32, numbers just past the middle between two halves would be rounded twice."""
+    x = np.array([1 + 2**-11 + 2**-40, 1 + 3 * 2**-11 - 2**-40, 65519.999999, 65520, 1e300, 6e-8,
+                  2**-25, 2**-25 + 2**-60, -1e-50, np.inf, -np.inf, np.nan, 0.1, -2049.5])  # fmt: skip
+    with np.errstate(all="ignore"):
+        expected = x.astype(np.float16)
+    problem = PointwiseProblem(
+        (plain(x.shape, "float64"), plain(x.shape, "float16")), expr=Cast("float16", Arg(0))
+    )
+    check(cpu, problem, [x], expected, tolerance=0)

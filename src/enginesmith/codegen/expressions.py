@@ -249,6 +249,8 @@ def _scalar_cast(x: str, given: str, dtype: str) -> str:
         return f"({x} != 0)"
     if given.startswith("float") and not dtype.startswith("float"):
         return f"({C_TYPES[dtype]})(int64_t){x}"  # via int64: small types wrap, as numpy's
+    if given == "float64" and dtype == "float16":
+        return f"to_half({x})"
     return f"({C_TYPES[dtype]}){x}"
 
 
@@ -267,9 +269,12 @@ def _scalar_float(op: str, operands: Sequence[Expr], dtype: str, x: Sequence[str
         value = operands[1].value
         root = f"__builtin_sqrt{suffix}"
         power = _small_power(value, x, lambda a: f"{root}({a})", "d_pow")
+        if dtype == "float16" and power.startswith("d_pow"):
+            return f"to_half({power})"
         return f"({C_TYPES[dtype]})({power})"
     if double or op in _DOUBLE_ONLY:
-        return f"({C_TYPES[dtype]})d_{_FUNCTIONS[op]}({', '.join(x)})"
+        narrow = "to_half" if dtype == "float16" else f"({C_TYPES[dtype]})"
+        return f"{narrow}(d_{_FUNCTIONS[op]}({', '.join(x)}))"
     return f"v_{_FUNCTIONS[op]}({', '.join(f'splat((float){a})' for a in x)})[0]"
 
 
@@ -296,6 +301,8 @@ def vmath(*exprs: Expr | None) -> str:
         for node in _nodes(expr) if expr is not None else ():
             if isinstance(node, Call):
                 names |= _functions(node.op)
+            elif isinstance(node, Cast) and node.dtype == "float16":
+                names.add("to_half")
     return math_text(names)
 
 
@@ -307,6 +314,7 @@ def _functions(op: str) -> set[str]:
     elif op in _FUNCTIONS:
         text = _TEXT_OF.get(op, op)
         names |= {"v_cos" if op == "cos" else f"v_{text}", f"d_{text}"}
+        names |= {"to_half"} if op in _DOUBLE_ONLY else set()
     if op in ("div", "mod", "fmod", "pow"):
         names.add("integers")
     return names

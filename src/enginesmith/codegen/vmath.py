@@ -355,6 +355,19 @@ INLINE double d_mod(double x, double y) {
 }
 """
 
+_TO_HALF = """
+/* double -> half, rounded once: the float in between is rounded to odd. (The compiler's own cast
+   calls a library.) */
+INLINE _Float16 to_half(double x) {
+  union { float f; uint32_t i; } y = { (float)x };
+  if ((double)y.f != x && x == x) {
+    y.i -= __builtin_fabs((double)y.f) > __builtin_fabs(x);
+    y.i |= 1;
+  }
+  return (_Float16)y.f;
+}
+"""
+
 FUNCTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "clamps": ((), _CLAMPS),
     "v_max": (("clamps",), _MINMAX),
@@ -379,6 +392,7 @@ INLINE vf v_pow(vf x, vf y) {
     "d_sigmoid": (("d_exp",), _D_SIGMOID),
     "d_pow": (("d_exp", "d_log"), _D_POW),
     "d_mod": ((), _D_MISC),
+    "to_half": ((), _TO_HALF),
     "integers": ((), _INTEGERS),
 }  # fmt: skip
 """Name -> what it needs, its text. A text may define several functions of a kind."""

@@ -45,6 +45,7 @@ def test_the_oldest_form_wins_below_the_first_version() -> None:
 
 
 X = normal(2, 3, 6, 5)
+C = normal(3)
 OLD_FORMS = {
     "Slice": (9, node("Slice", "x", "y", starts=[1, -2], ends=[3, 1000], axes=[2, 3]),
               X[:, :, 1:3, -2:]),
@@ -66,6 +67,38 @@ def test_old_operator_sets(name: str) -> None:
     opset, old, expected = OLD_FORMS[name]
     result = run(model([old], {"x": ["n", 3, 6, "w"]}, ["y"], opset=opset), x=X)["y"]
     np.testing.assert_allclose(result, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("op", "expected"),
+    [
+        ("Add", X + C[:, None, None]),
+        ("Greater", X > C[:, None, None]),
+        ("Pow", X ** np.rint(C)[:, None, None]),
+        ("PRelu", np.where(X < 0, C[:, None, None] * X, X)),
+    ],
+)
+def test_channels_as_they_were_named_before_7(op: str, expected: Any) -> None:
+    attributes = {} if op == "PRelu" else {"broadcast": 1, "axis": 1}
+    graph_nodes = [node(op, "x c", "y", **attributes)]
+    c = np.rint(C) if op == "Pow" else C
+    dtypes = {"y": TensorProto.BOOL} if op == "Greater" else {}
+    m = model(graph_nodes, {"x": [2, 3, 6, 5]}, ["y"], {"c": c}, opset=6, dtypes=dtypes)
+    np.testing.assert_allclose(run(m, x=X)["y"], expected, rtol=1e-5)
+
+
+def test_log_sum_exp_of_what_has_no_finite_maximum() -> None:
+    x = normal(3, 4, 5)
+    x[0], x[1, 2, 3], x[2] = -np.inf, np.inf, x[2] + 200
+    with np.errstate(all="ignore"):
+        expected = np.log(np.exp(x.astype(np.float64)).sum((0, 2)))
+        kept = np.log(np.exp(x.astype(np.float64)).sum(2, keepdims=True))
+    for nodes, wanted in (
+        (node("ReduceLogSumExp", "x", "y", axes=[0, -1], keepdims=0), expected),
+        (node("ReduceLogSumExp", "x", "y", axes=[2]), kept),
+    ):
+        found = run(model([nodes], {"x": [3, 4, 5]}, ["y"]), x=x)["y"]
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize("log", [False, True])

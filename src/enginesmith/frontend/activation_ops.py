@@ -149,7 +149,9 @@ def inverse_hyperbolic_tangent(s: Scalars) -> Expr:
 
 
 def prelu(b: GraphBuilder, n: OnnxNode) -> Value:
-    """where(x < 0, slope * x, x); the slope broadcasts to x."""
-    zero = scalar(0, n.value(0).dtype)
+    """where(x < 0, slope * x, x); the slope broadcasts to x (before opset 7: one per channel)."""
+    x, slope = n.value(0), n.value(1)
+    if n.opset < 7 and slope.type.rank == 1:
+        slope = b.reshape(slope, (*slope.shape, *(1,) * (x.type.rank - 2)))
     below = Call("mul", (Arg(1), X))
-    return b.pointwise(Call("where", (Call("lt", (X, zero)), below, X)), n.value(0), n.value(1))
+    return b.pointwise(Call("where", (Call("lt", (X, scalar(0, x.dtype))), below, X)), x, slope)

@@ -15,6 +15,10 @@ from enginesmith.ir.graph import Value
 Importer = Callable[[GraphBuilder, OnnxNode], Value]
 
 
+FLOAT_MOD = 28
+"""Since this opset Mod of floats may have fmod=0: the sign of the divisor."""
+
+
 def scalar(value: float, dtype: str) -> Const:
     """A constant leaf of `dtype`."""
     return Const(float(value) if "float" in dtype else int(value), dtype)
@@ -27,11 +31,23 @@ def same_dtypes(*values: Value) -> None:
         raise Invalid(f"operands of element types {' and '.join(dtypes)}")
 
 
+def pair(b: GraphBuilder, n: OnnxNode) -> tuple[Value, Value]:
+    """Both operands of a binary operator. Before opset 7 the second one's axes were those of the
+    first from `axis` on, if that was given."""
+    left, right = n.value(0), n.value(1)
+    if n.opset < 7 and n.has("axis"):
+        trailing = left.type.rank - n.axis(left.type.rank) - right.type.rank
+        if trailing < 0:
+            raise Invalid(f"axis {n.integer('axis')} leaves no room for {right.type}")
+        right = b.reshape(right, (*right.shape, *(1,) * trailing))
+    return left, right
+
+
 def operator(op: str) -> Importer:
     """An ONNX operator that is one pointwise operator with the same operands."""
 
     def importer(b: GraphBuilder, n: OnnxNode) -> Value:
-        operands = [n.value(i) for i in range(OPS[op].arity)]
+        operands = pair(b, n) if OPS[op].arity == 2 else (n.value(0),)
         same_dtypes(*operands)
         return b.call(op, *operands)
 
@@ -42,8 +58,9 @@ def swapped(op: str) -> Importer:
     """A comparison as the opposite one of the swapped operands."""
 
     def importer(b: GraphBuilder, n: OnnxNode) -> Value:
-        same_dtypes(n.value(0), n.value(1))
-        return b.call(op, n.value(1), n.value(0))
+        left, right = pair(b, n)
+        same_dtypes(left, right)
+        return b.call(op, right, left)
 
     return importer
 
@@ -70,7 +87,7 @@ def mean(b: GraphBuilder, n: OnnxNode) -> Value:
 
 def power(b: GraphBuilder, n: OnnxNode) -> Value:
     """Small constant exponents become products and roots."""
-    base, exponent = n.value(0), n.value(1)
+    base, exponent = pair(b, n)
     if "int" in base.dtype and "float" in exponent.dtype:
         widened = b.pointwise(Call("pow", (Arg(0), Arg(1))), b.cast(base, exponent.dtype), exponent)
         return b.cast(widened, base.dtype)
@@ -104,8 +121,8 @@ def _power_tree(exponent: float, dtype: str) -> Expr | None:
 def modulo(b: GraphBuilder, n: OnnxNode) -> Value:
     same_dtypes(n.value(0), n.value(1))
     is_c = n.integer("fmod", 0)
-    if not is_c and "float" in n.value(0).dtype:
-        raise Invalid("Mod of floats needs fmod=1")
+    if not is_c and "float" in n.value(0).dtype and n.opset < FLOAT_MOD:
+        raise Invalid(f"Mod of floats needs fmod=1 before opset {FLOAT_MOD}")
     return b.call("fmod" if is_c else "mod", n.value(0), n.value(1))
 
 

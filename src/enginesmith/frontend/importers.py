@@ -132,7 +132,7 @@ IMPORTERS: dict[str, Versions] = {
     "ReduceL1": always(reduce("l1")),
     "ReduceL2": always(reduce("l2")),
     "ReduceLogSum": always(reduce_ops.reduce_log_sum),
-    "ReduceLogSumExp": always(reduce("logsumexp")),
+    "ReduceLogSumExp": always(reduce_ops.reduce_log_sum_exp),
     "ReduceMax": always(reduce("max")),
     "ReduceMean": always(reduce("mean")),
     "ReduceMin": always(reduce("min")),

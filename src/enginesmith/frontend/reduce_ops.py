@@ -11,25 +11,28 @@ from enginesmith.frontend.elementwise_ops import scalar
 from enginesmith.frontend.node import Invalid, OnnxNode, Unsupported, normal_axes
 from enginesmith.frontend.shape_ops import padded
 from enginesmith.ir import dims
-from enginesmith.ir.expr import Arg, Call, Expr
+from enginesmith.ir.expr import Arg, Call, Const, Expr
 from enginesmith.ir.graph import Value
 from enginesmith.ir.ops import NormalizationAttrs, ReduceAttrs, SliceAttrs, SoftmaxAttrs
 
 Importer = Callable[[GraphBuilder, OnnxNode], Value]
 
 
-def reduce(kind: str) -> Importer:
+def reduced_axes(b: GraphBuilder, n: OnnxNode) -> tuple[int, ...]:
     """Axes are an attribute, or (opset 13 for ReduceSum, 18 for the others) operand 1."""
+    operand, rank = n.optional(1), n.value(0).type.rank
+    given = n.integers("axes", ()) if operand is None else b.ints(operand, "the list of axes")
+    if not given and n.integer("noop_with_empty_axes", 0):
+        return ()
+    return normal_axes(given or range(rank), rank)
+
+
+def reduce(kind: str) -> Importer:
+    """A reduction of the IR. Over no axes, its pointwise part still happens."""
 
     def importer(b: GraphBuilder, n: OnnxNode) -> Value:
         x = n.value(0)
-        operand = n.optional(1)
-        given = n.integers("axes", ()) if operand is None else b.ints(operand, "the list of axes")
-        if not given and n.integer("noop_with_empty_axes", 0):
-            # The pointwise part of the reduction still happens, over single elements.
-            axes: tuple[int, ...] = ()
-        else:
-            axes = normal_axes(given or range(x.type.rank), x.type.rank)
+        axes = reduced_axes(b, n)
         if not axes and kind in ("sum", "mean", "max", "min", "prod"):
             return x
         return b.emit("reduce", [x], ReduceAttrs(kind, axes, bool(n.integer("keepdims", 1))))
@@ -37,8 +40,32 @@ def reduce(kind: str) -> Importer:
     return importer
 
 
+def _only_floats(n: OnnxNode) -> None:
+    if "float" not in n.value(0).dtype:
+        raise Unsupported(f"{n.proto.op_type} of {n.value(0).dtype}")
+
+
 def reduce_log_sum(b: GraphBuilder, n: OnnxNode) -> Value:
+    _only_floats(n)
     return b.call("log", reduce("sum")(b, n))
+
+
+def reduce_log_sum_exp(b: GraphBuilder, n: OnnxNode) -> Value:
+    """log(sum(exp(x - top))) + top, where top is the largest element if that is finite, else 0."""
+    _only_floats(n)
+    x = n.value(0)
+    axes = reduced_axes(b, n)
+    if not axes:
+        return x
+    top = b.emit("reduce", [x], ReduceAttrs("max", axes, True))
+    infinite = Call("eq", (Call("abs", (Arg(0),)), Const(float("inf"), x.dtype)))
+    top = b.pointwise(Call("where", (infinite, scalar(0, x.dtype), Arg(0))), top)
+    powers = b.pointwise(Call("exp", (Call("sub", (Arg(0), Arg(1))),)), x, top)
+    total = b.emit("reduce", [powers], ReduceAttrs("sum", axes, True))
+    result = b.pointwise(Call("add", (Call("log", (Arg(0),)), Arg(1))), total, top)
+    if n.integer("keepdims", 1):
+        return result
+    return b.reshape(result, [d for i, d in enumerate(x.shape) if i not in axes])
 
 
 def arg_reduce(kind: str) -> Importer:

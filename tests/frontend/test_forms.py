@@ -73,7 +73,7 @@ def test_old_operator_sets(name: str) -> None:
     ("op", "expected"),
     [
         ("Add", X + C[:, None, None]),
-        ("Greater", X > C[:, None, None]),
+        ("Greater", C[:, None, None] < X),
         ("Pow", X ** np.rint(C)[:, None, None]),
         ("PRelu", np.where(X < 0, C[:, None, None] * X, X)),
     ],

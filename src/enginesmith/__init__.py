@@ -5,7 +5,8 @@
     outputs = engine({"x": x})
     engine.save("model.plan"); engine = es.load("model.plan")
 
-Names load on first use: running a saved plan needs numpy alone, building needs `enginesmith[build]`.
+Names load on first use: running a saved plan needs numpy alone, building needs
+`enginesmith[build]`.
 """
 
 from __future__ import annotations

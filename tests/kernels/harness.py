@@ -9,6 +9,7 @@ import random
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,9 @@ class Laid:
         if not self.operand.block:
             return self.view.copy()
         n, c, h, w = self.shape
-        full = self.view.transpose(0, 1, 4, 2, 3).reshape(n, -(-c // self.operand.block) * self.operand.block, h, w)
+        full = self.view.transpose(0, 1, 4, 2, 3).reshape(
+            n, -(-c // self.operand.block) * self.operand.block, h, w
+        )
         assert not np.any(full[:, c:]), "lanes past the last channel must be written as zeros"
         return full[:, :c].copy()
 
@@ -145,7 +148,7 @@ def prepare(
                 function(p, d, 0, tasks, scratch_pointer)
                 continue
             cuts = sorted({0, tasks, *(random.randint(0, tasks) for _ in range(3))})
-            spans = [(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+            spans = list(pairwise(cuts))
             random.shuffle(spans)
             for a, b in spans:
                 function(p, d, a, b, scratch_pointer)
@@ -158,8 +161,8 @@ def run_kernel(
     family: Any, problem: Problem, tactic: Tactic, target: Target,
     inputs: Sequence[np.ndarray], slots: tuple[int, ...] = (),
 ) -> list[np.ndarray]:  # fmt: skip
-    """The outputs (logical) of one run. Outputs are poisoned before; nothing but the valid part of an
-    output may change."""
+    """The outputs (logical) of one run. Outputs are poisoned before; nothing but the valid part of
+    an output may change."""
     assert family.why_not(problem, target) is None
     _, laid, run = prepare(family, problem, tactic, target, inputs, slots)
     outputs = laid[len(laid) - problem.outputs :]

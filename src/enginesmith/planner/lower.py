@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from sympy import sympify
 
 from enginesmith.ir import dims
 from enginesmith.ir.dims import Dim, Shape
@@ -70,7 +71,7 @@ class Lowering:
                 return f"d{i}"
         constant, rest = dim.as_coeff_Add()
         factor, base = rest.as_coeff_Mul()
-        for i, known in enumerate(self.sizes):
+        for i, known in enumerate(map(sympify, self.sizes)):
             # A multiple of a known size plus a constant is written over it, so that kernels see how
             # their operands' sizes relate.
             own, known_base = known.as_coeff_Mul()

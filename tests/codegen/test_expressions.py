@@ -123,8 +123,10 @@ def test_only_float32_in_vectors():
 
 def test_double_to_half_rounds_once():
     """Through float32, numbers just past the middle between two halves would be rounded twice."""
-    x = np.array([1 + 2**-11 + 2**-40, 1 + 3 * 2**-11 - 2**-40, 65519.999999, 65520, 1e300, 0.1,
-                  6e-8, 2**-25, 2**-25 + 2**-60, -1e-50, np.inf, -np.inf, np.nan, -2049.5])  # fmt: skip
+    x = np.array(
+        [1 + 2**-11 + 2**-40, 1 + 3 * 2**-11 - 2**-40, 65519.999999, 65520, 1e300, 0.1, 6e-8,
+         2**-25, 2**-25 + 2**-60, -1e-50, np.inf, -np.inf, np.nan, -2049.5]
+    )  # fmt: skip
     with np.errstate(all="ignore"):
         expected = x.astype(np.float16)
     problem = PointwiseProblem(

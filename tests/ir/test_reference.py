@@ -86,6 +86,16 @@ def test_attention_with_mask_and_causality() -> None:
     np.testing.assert_allclose(causal[:, :, 0], v[:, :, 0], rtol=1e-6)
 
 
+def test_queries_that_see_no_key_give_zeros() -> None:
+    q, k, v = (RNG.standard_normal((1, 1, 3, 4)).astype(np.float32) for _ in range(3))
+    seen = np.array([[1, 1, 1], [0, 0, 0], [0, 1, 0]], bool)
+    added = np.where(seen, 0, -np.inf).astype(np.float32)
+    for mask in (seen, added):
+        found = evaluate("attention", ops.AttentionAttrs(0.5), [q, k, v, mask], (), "", {})[0, 0]
+        assert not found[1].any() and found[0].all()
+        np.testing.assert_allclose(found[2], v[0, 0, 1], rtol=1e-6)
+
+
 @pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
 @pytest.mark.parametrize(
     "coordinates", ["half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"]

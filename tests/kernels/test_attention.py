@@ -55,3 +55,27 @@ def test_sizes_at_run_time():
         y, z = floats(2, n, 2, keys, 16), floats(3, n, 2, keys, 16)
         expected = reference(x, y, z, None, 0.25, False)
         check(cpu, problem, [x, y, z], expected, (n, queries, keys), 2e-6)
+
+
+@pytest.mark.parametrize("mask", ["float32", "bool"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_queries_that_see_no_key_give_zeros(mask, causal):
+    """Some see nothing, some nothing for the first keys (more than a block's worth), some all."""
+    b, h, queries, keys, width = 1, 2, 21, 300, 16
+    q, k, v = (
+        floats(1, b, h, queries, width),
+        floats(2, b, h, keys, width),
+        floats(3, b, h, keys, 8),
+    )
+    seen = np.ones((b, 1, queries, keys), bool)
+    seen[:, :, ::3] = False
+    seen[:, :, 1::3, :290] = False
+    values = seen if mask == "bool" else np.where(seen, 0, -np.inf).astype(np.float32)
+    whole = (b, h, queries, keys)
+    operands = [plain(x.shape) for x in (q, k, v)]
+    operands.append(spread(whole, values.shape, mask))
+    problem = AttentionProblem((*operands, plain((b, h, queries, 8))), scale=0.3, causal=causal)
+    with np.errstate(invalid="ignore"):
+        expected = np.nan_to_num(reference(q, k, v, values, 0.3, causal))
+    assert not expected[:, :, ::3].any() and expected[:, :, 2::3].all()
+    check(cpu, problem, [q, k, v, np.broadcast_to(values, whole)], expected, tolerance=2e-6)

@@ -62,7 +62,8 @@ class MatMulAttrs:
 @dataclass(frozen=True, slots=True)
 class AttentionAttrs:
     """softmax(scale * q @ k^T + mask) @ v over (batch, heads, tokens, width); mask is an optional
-    fourth input that broadcasts to (batch, heads, queries, keys)."""
+    fourth input that broadcasts to (batch, heads, queries, keys). Queries that see no key give
+    0."""
 
     scale: float
     causal: bool = False

@@ -168,7 +168,9 @@ def _attention(attrs: Any, q: Array, k: Array, v: Array, mask: Array | None = No
         scores = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask
     if attrs.causal:
         scores = np.where(np.tri(*scores.shape[-2:]).astype(bool), scores, -np.inf)
-    return (_softmax_along(scores, -1) @ v).astype(q.dtype)
+    hidden = np.isneginf(scores).all(-1, keepdims=True)
+    weights = np.where(hidden, 0, _softmax_along(scores, -1))
+    return (weights @ v).astype(q.dtype)
 
 
 def _softmax_along(x: Array, axis: int) -> Array:

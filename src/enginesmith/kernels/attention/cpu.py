@@ -201,7 +201,7 @@ static __attribute__((noinline)) void NAME_output_{height}x{vectors}(
 
 def _softmax(problem: AttentionProblem) -> str:
     """NAME_softmax: exp(scale * s + mask - max) in place for the first n scores of a row; returns
-    one over their sum."""
+    one over their sum, or 0 if the mask hides all keys."""
     masked = len(problem.operands) == 5
     add_mask = ""
     if masked:
@@ -229,11 +229,13 @@ vf v = load(s + i) * {c_float(problem.scale)};
 v = vblend(lane_index() < (int32_t)(n - i), v, low);
 store(s + i, v); top = vmax(top, v);
 }}
-top = splat(across_max(top));
+const float most = across_max(top);
+top = splat(most == -__builtin_inff() ? 0.f : most);
 for (int64_t i = 0; i < n; i += LANES) {{
 vf e = v_exp(load(s + i) - top); store(s + i, e); sum += e;
 }}
-return 1.f / across_sum(sum);
+const float total = across_sum(sum);
+return total == 0.f ? 0.f : 1.f / total;
 }}
 """
 

@@ -11,7 +11,7 @@ from enginesmith.kernels.base import Problem
 class AttentionProblem(Problem):
     """operands: q (B, H, Sq, D), k (B, H, Sk, D), v (B, H, Sk, Dv), perhaps a mask (B, H, Sq, Sk;
     added if float32, else bool: false hides), y (B, H, Sq, Dv); plain, float32, strides 0 where
-    broadcast. causal: query i sees keys j <= i."""
+    broadcast. causal: query i sees keys j <= i. Queries that see no key give 0."""
 
     scale: float
     causal: bool = False

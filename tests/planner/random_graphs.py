@@ -196,6 +196,12 @@ def slice_(s: Sketch) -> None:
     axis = 1 if is_image(x) and s.pick([True, False]) else s.pick(range(x.type.rank))
     shape, starts, steps = list(x.shape), [0] * x.type.rank, [1] * x.type.rank
     size: Dim = shape[axis]
+    if s.pick([False] * 5 + [True]):  # backwards
+        step = s.pick([-1, -2])
+        starts[axis], steps[axis] = dims.simplify(size - 1), step
+        shape[axis] = dims.ceildiv(size, -step)
+        s.values.append(s.builder.slice(x, starts, shape, *steps))
+        return
     start, cut = s.pick([0, 1, 8, 16]), s.pick([0, 1, 4, 16])
     size = dims.simplify(size - start - cut)
     step = s.pick([1, 1, 1, 2])

@@ -117,9 +117,11 @@ class Located:
 
     def window(self, start: int, shape: Sequence[int], strides: Sequence[int]) -> Array:
         """A view of the memory; AssertionError if it reaches outside."""
-        reach = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        ends = [(n - 1) * s for n, s in zip(shape, strides, strict=True)]
         if 0 not in shape:
-            assert start >= 0 and start + reach < len(self.memory), "outside of the storage"
+            first = start + sum(e for e in ends if e < 0)
+            last = start + sum(e for e in ends if e > 0)
+            assert 0 <= first <= last < len(self.memory), "outside of the storage"
         return np.lib.stride_tricks.as_strided(
             self.memory[max(start, 0) :], shape, [8 * s for s in strides], writeable=True
         )

@@ -69,14 +69,12 @@ class Lowering:
         for i, known in enumerate(self.sizes):
             if dims.equal(known, dim):
                 return f"d{i}"
-        constant, rest = dim.as_coeff_Add()
-        factor, base = rest.as_coeff_Mul()
-        for i, known in enumerate(map(sympify, self.sizes)):
+        for i, known in enumerate(self.sizes):
             # A multiple of a known size plus a constant is written over it, so that kernels see how
             # their operands' sizes relate.
-            own, known_base = known.as_coeff_Mul()
-            if known_base == base and factor % own == 0 and factor >= own > 0 <= constant:
-                return add(mul(int(factor // own), f"d{i}"), int(constant))
+            if (found := _multiple(dim, known)) is not None:
+                factor, constant = found
+                return add(mul(factor, f"d{i}"), constant)
         self.sizes.append(dim)
         return f"d{len(self.sizes) - 1}"
 
@@ -204,6 +202,17 @@ class Lowering:
         problem = make(operands=tuple(self.operands), hint=self.hint(), **fields)
         sizes = tuple(self.sizes)
         return Lowered(family, problem, tuple(self.places), sizes, sources, op)
+
+
+def _multiple(dim: Dim, known: Dim) -> tuple[int, int] | None:
+    """Factor > 0 and constant >= 0 with dim == factor * known + constant, or None."""
+    (shift, rest), (own_shift, own_rest) = (sympify(d).as_coeff_Add() for d in (dim, known))
+    (scale, base), (own_scale, own_base) = (e.as_coeff_Mul() for e in (rest, own_rest))
+    if base != own_base or scale % own_scale != 0 or scale // own_scale <= 0:
+        return None
+    factor = int(scale // own_scale)
+    constant = int(shift - factor * own_shift)
+    return (factor, constant) if constant >= 0 else None
 
 
 def lower(step: PlannedStep, plan: StoragePlan, lanes: int, typical: Mapping[str, int]) -> Lowered:

@@ -53,7 +53,6 @@ UNSUPPORTED_FORMS = [
     r"it isn't a tensor",
     r"\w+ over 3 spatial axes",
     r"\w+ in training mode",
-    r"the additional outputs of LayerNormalization",
     r"the Indices output of MaxPool",
     r"Resize with antialias=1",
     r"coordinate_transformation_mode tf_crop_and_resize",

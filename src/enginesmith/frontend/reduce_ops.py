@@ -113,11 +113,6 @@ def softmax_flattening(log: bool) -> Importer:
     return importer
 
 
-def _only_output(n: OnnxNode) -> None:
-    if n.outputs > 1:
-        raise Unsupported(f"the additional outputs of {n.proto.op_type}")
-
-
 def _channels(b: GraphBuilder, value: Value, x: Value) -> Value:
     """A vector of per-channel numbers that broadcasts to x (n, c, ...)."""
     channels = x.shape[1] if x.type.rank > 1 else None
@@ -151,9 +146,21 @@ def batch_normalization(b: GraphBuilder, n: OnnxNode) -> Value:
     return b.pointwise(Call("add", (scaled, Arg(2))), x, gamma, beta, mean, variance)
 
 
-def layer_normalization(b: GraphBuilder, n: OnnxNode) -> Value:
-    _only_output(n)
-    return _normalized(b, n, rms=False)
+def layer_normalization(b: GraphBuilder, n: OnnxNode) -> tuple[Value, ...]:
+    """The result and, if they are read, mean and 1 / standard deviation."""
+    result = _normalized(b, n, rms=False)
+    if n.outputs == 1:
+        return (result,)
+    x = n.value(0)
+    axes = tuple(range(n.axis(x.type.rank, -1), x.type.rank))
+    mean = b.emit("reduce", [x], ReduceAttrs("mean", axes, True))
+    difference = Call("sub", (Arg(0), Arg(1)))
+    squares = b.pointwise(Call("mul", (difference, difference)), x, mean)
+    variance = b.emit("reduce", [squares], ReduceAttrs("mean", axes, True))
+    epsilon = scalar(n.number("epsilon", 1e-5), x.dtype)
+    deviation = Call("sqrt", (Call("add", (Arg(0), epsilon)),))
+    inverse = b.pointwise(Call("div", (scalar(1, x.dtype), deviation)), variance)
+    return result, mean, inverse
 
 
 def rms_normalization(b: GraphBuilder, n: OnnxNode) -> Value:

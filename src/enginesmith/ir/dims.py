@@ -179,7 +179,10 @@ def _text(e: sympy.Expr, level: int) -> str:
     if e.is_Integer:
         return str(int(e)) if level == 0 or e >= 0 else f"({int(e)})"
     if isinstance(e, FloorDiv):
-        return f"({_text(e.args[0], 1)}//{_text(e.args[1], 1)})"
+        over, under = (_text(a, 1) for a in e.args)
+        if e.args[1].is_Mul or e.args[1].is_Pow:
+            under = f"({under})"  # a//b*c would be (a//b)*c
+        return f"({over}//{under})"
     if isinstance(e, sympy.Max | sympy.Min):
         name = "max" if isinstance(e, sympy.Max) else "min"
         return f"{name}({', '.join(_text(a, 0) for a in sorted(e.args, key=str))})"

@@ -368,3 +368,30 @@ def test_an_output_that_is_also_read_in_blocks() -> None:
         output %y1
         """,
     )
+
+
+def test_results_of_few_channels_are_written_plain() -> None:
+    """Unless an operator that likes blocks reads them."""
+
+    def make() -> Graph:
+        b = Builder()
+        y = relu(b, b.conv(b.input(N, 3, H, W), 20, 3))
+        few = b.conv(y, 2, 3, pad=1)
+        return b.result(few, b.conv_transpose(y, 1), relu(b, b.conv(y, 2)))
+
+    becomes(
+        make,
+        """
+        input %x0: [n, 3, h, w]
+        %v0: [n, 20, h + (-2), w + (-2)]@c16 = conv(%x0, %c)
+        %v1: [n, 20, h + (-2), w + (-2)]@c16 = pointwise(%v0)
+        %y0: [n, 2, h + (-2), w + (-2)] = conv(%v1, %c.1)
+        %y1: [n, 1, 2*h + (-4), 2*w + (-4)] = conv_transpose(%v1, %c.2)
+        %v4: [n, 2, h + (-2), w + (-2)]@c16 = conv(%v1, %c.3)
+        %y2_plain: [n, 2, h + (-2), w + (-2)]@c16 = pointwise(%v4)
+        %y2: [n, 2, h + (-2), w + (-2)] = layout(%y2_plain)
+        output %y0
+        output %y1
+        output %y2
+        """,
+    )

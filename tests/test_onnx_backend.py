@@ -137,6 +137,17 @@ def test_slices_that_walk_backwards() -> None:
         np.testing.assert_allclose(y, np.maximum(c, 0), rtol=1e-4, atol=1e-6)
 
 
+def test_expand_of_a_size_that_is_only_known_at_run_time() -> None:
+    net = model(
+        "net (float[n,1] x) => (float[3,4] y) { s = Constant<value_ints=[3,4]>() y = Expand(x, s) }"
+    )
+    prepared = onnx_backend.prepare(net)
+    x = np.array([[1], [2], [3]], np.float32)
+    np.testing.assert_array_equal(prepared.run(x)[0], np.broadcast_to(x, (3, 4)))
+    with pytest.raises(es.FeedError, match="equal"):
+        prepared.run(x[:2])
+
+
 # --- ONNX's cases --------------------------------------------------------------------------------
 
 

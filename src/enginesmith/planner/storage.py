@@ -464,7 +464,8 @@ def sliced(source: View, x: Value, starts: tuple[Dim, ...], steps: tuple[int, ..
 def expanded(strides: tuple[Stride, ...], old: Shape, new: Shape) -> tuple[Stride, ...]:
     """Strides that repeat a value of shape `old` over `new` (numpy broadcasting)."""
     lead = len(new) - len(old)
-    kept = tuple(s if dims.equal(old[i], new[lead + i]) else (0,) for i, s in enumerate(strides))
+    # A size that isn't 1 is that of the result, even where this can't be proven.
+    kept = tuple(s if old[i] != 1 or new[lead + i] == 1 else (0,) for i, s in enumerate(strides))
     return ((0,),) * lead + kept
 
 

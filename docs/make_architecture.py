@@ -100,7 +100,8 @@ def blocks() -> dict[str, str]:
     plan = assemble(parts, cache)
     tables = [inspect.tensor_table(plan), inspect.steps_table(plan, timings=False)]
     tensors, launches = map(table_text, tables)
-    found["plan"] = f"{tensors}\n{sizes_text(plan.exprs)}\n\n{readable(launches, 18)}"
+    parts_of_plan = (tensors, sizes_text(plan.exprs), readable(launches, 18))
+    found["plan"] = "\n\n".join(text.strip("\n") for text in parts_of_plan)
     return {name: re.sub(r" +$", "", text.strip("\n"), flags=re.M) for name, text in found.items()}
 
 

@@ -162,8 +162,16 @@ class Located:
 def _finish(epilogue: expr.Expr | None, result: Array, extras: Sequence[Located]) -> Array:
     if epilogue is None:
         return result
-    arrays = [result, *(e.read(result.shape) for e in extras)]
-    return np.broadcast_to(expr.evaluate(epilogue, arrays), result.shape)
+    return applied(epilogue, result, extras)
+
+
+def applied(tree: expr.Expr, first: Array, extras: Sequence[Located]) -> Array:
+    """The expression over an array and those extras that it reads, broadcast to the array."""
+    used = expr.args_of(tree)
+    arrays = [first]
+    for index, extra in enumerate(extras, 1):
+        arrays.append(extra.read(first.shape) if index in used else np.zeros(()))
+    return np.broadcast_to(expr.evaluate(tree, arrays), first.shape)
 
 
 def _conv(p: Any, x: Located, w: Located, *rest: Located) -> None:
@@ -183,6 +191,9 @@ def _conv(p: Any, x: Located, w: Located, *rest: Located) -> None:
             inner = np.zeros_like(source)
             inner[:, :, pads[0] : pads[0] + x.shape[2], pads[1] : pads[1] + x.shape[3]] = 1
             assert not np.any(source[inner == 0]), "the halo must be zeros"
+        if p.prologue is not None:
+            assert not any(p.pads)
+            source = applied(p.prologue, source, extras)
         left = (0, 0, 0, 0) if x.block else p.pads
         attrs = ConvAttrs(p.strides, left, p.dilations, p.groups)
         found = reference.evaluate("conv", attrs, [source, w.read()], y.shape, "float32", {})

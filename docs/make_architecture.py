@@ -101,7 +101,7 @@ def blocks() -> dict[str, str]:
     tables = [inspect.tensor_table(plan), inspect.steps_table(plan, timings=False)]
     tensors, launches = map(table_text, tables)
     parts_of_plan = (tensors, sizes_text(plan.exprs), readable(launches, 18))
-    found["plan"] = "\n\n".join(text.strip("\n") for text in parts_of_plan)
+    found["plan"] = "\n\n".join(parts_of_plan)
     return {name: re.sub(r" +$", "", text.strip("\n"), flags=re.M) for name, text in found.items()}
 
 
@@ -189,7 +189,7 @@ def table_text(table: Any) -> str:
     """A rich table as plain text."""
     file = io.StringIO()
     Console(file=file, width=140, color_system=None).print(table)
-    return file.getvalue()
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()).strip("\n")
 
 
 def page(text: str, found: Mapping[str, str]) -> str:

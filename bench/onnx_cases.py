@@ -91,11 +91,28 @@ def _array(value: Any) -> Any:
     return numpy_helper.to_array(value) if isinstance(value, TensorProto) else value
 
 
-def run(case: Any) -> Outcome:
-    """Build and run a case. Weights, and operands that decide shapes (axes, the target of Reshape),
-    that are fed at run time become constants where the engine needs that, as in real models."""
+def with_symbols(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose inputs have symbols for sizes, the same one for equal sizes; 1 stays, since
+    whether a size repeats is decided at build time."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for value in result.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_value != 1:
+                dim.dim_param = f"size{dim.dim_value}"
+    for value in result.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    del result.graph.value_info[:]
+    return result
+
+
+def run(case: Any, symbolic: bool = False) -> Outcome:
+    """Build and run a case; symbolic: with sizes that only the run time knows. Weights, and operands
+    that decide shapes (axes, the target of Reshape), that are fed at run time become constants
+    where the engine needs that, as in real models."""
     model = model_of(case)
     data = list(data_of(case, model))
+    model = with_symbols(model) if symbolic else model
     try:
         for inputs, expected in data:
             names = [i.name for i in model.graph.input]

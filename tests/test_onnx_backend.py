@@ -151,9 +151,9 @@ def test_expand_of_a_size_that_is_only_known_at_run_time() -> None:
 # --- ONNX's cases --------------------------------------------------------------------------------
 
 
-def check(kind: str, name: str) -> str:
+def check(kind: str, name: str, symbolic: bool = False) -> str:
     """What is wrong with a case; empty if nothing."""
-    outcome = onnx_cases.run(onnx_cases.cases(kind)[name])
+    outcome = onnx_cases.run(onnx_cases.cases(kind)[name], symbolic)
     if name in onnx_cases.DIFFERENT:
         return "" if outcome.status == "failed" else "no longer different: update DIFFERENT"
     return "; ".join(outcome.reasons) if outcome.status == "failed" else ""
@@ -164,22 +164,24 @@ def all_names() -> list[tuple[str, str]]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("part", range(4))
-def test_a_sample_of_the_cases(part: int) -> None:
-    names = [n for n in all_names() if zlib.crc32(n[1].encode()) % SAMPLE == 0][part::4]
-    wrong = {name: problem for kind, name in names if (problem := check(kind, name))}
+@pytest.mark.parametrize("symbolic", [False, True])
+@pytest.mark.parametrize("part", range(2))
+def test_a_sample_of_the_cases(part: int, symbolic: bool) -> None:
+    """symbolic: one engine for all sizes."""
+    names = [n for n in all_names() if zlib.crc32(n[1].encode()) % SAMPLE == 0][part::2]
+    wrong = {name: text for kind, name in names if (text := check(kind, name, symbolic))}
     assert not wrong
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("part", range(16))
-def test_all_cases(part: int, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("symbolic", [False, True])
+@pytest.mark.parametrize("part", range(8))
+def test_all_cases(part: int, symbolic: bool, request: pytest.FixtureRequest) -> None:
     if not request.config.getoption("--slow"):
         pytest.skip("a sample runs anyway: use --slow for all")
-    wrong = {
-        name: problem for kind, name in all_names()[part::16] if (problem := check(kind, name))
-    }
+    names = all_names()[part::8]
+    wrong = {name: text for kind, name in names if (text := check(kind, name, symbolic))}
     assert not wrong
 
 

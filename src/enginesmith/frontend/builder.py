@@ -287,7 +287,7 @@ def _check_counts(old: Shape, new: Shape) -> None:
     if isinstance(before, int) and isinstance(after, int):
         raise Invalid(reason)
     if isinstance(before, int) or isinstance(after, int):
-        raise Invalid(f"{reason} for every input size", "fix the size with shapes={...}")
+        raise Unsupported(f"{reason} for every input size", "fix the size with shapes={...}")
 
 
 def _text(shape: Sequence[Dim]) -> str:

@@ -42,9 +42,15 @@ def gather_elements(b: GraphBuilder, n: OnnxNode) -> Value:
     return b.emit("gather", [n.value(0), n.value(1)], GatherAttrs("elements", axis))
 
 
+FIX = "fix the size with shapes={...}"
+
+
 def gather_nd(b: GraphBuilder, n: OnnxNode) -> Value:
     attrs = GatherAttrs("nd", batch_dims=n.integer("batch_dims", 0))
-    return b.emit("gather", [n.value(0), n.value(1)], attrs)
+    data, indices = n.value(0), n.value(1)
+    if indices.type.rank and not isinstance(indices.shape[-1], int):
+        raise Unsupported("GatherND with index tuples of symbolic length", FIX)
+    return b.emit("gather", [data, indices], attrs)
 
 
 def scatter(kind: str) -> Importer:

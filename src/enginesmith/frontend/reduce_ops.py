@@ -211,8 +211,11 @@ def group_normalization(b: GraphBuilder, n: OnnxNode) -> Value:
     """Opset 21: scale and bias per channel; opset 18: per group."""
     x, groups = n.value(0), n.integer("num_groups")
     batch, channels = x.shape[:2]
-    if not isinstance(channels, int) or groups < 1 or channels % groups:
-        raise Invalid(f"{dims.to_text(channels)} channels in {groups} groups")
+    if not isinstance(channels, int):
+        remedy = "fix the size with shapes={...}"
+        raise Unsupported("GroupNormalization over a symbolic number of channels", remedy)
+    if groups < 1 or channels % groups:
+        raise Invalid(f"{channels} channels in {groups} groups")
     width = channels // groups
     grouped = b.reshape(x, (batch, groups, width, *x.shape[2:]))
     scale, bias = n.value(1), n.value(2)

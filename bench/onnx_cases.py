@@ -107,7 +107,7 @@ def with_symbols(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def run(case: Any, symbolic: bool = False) -> Outcome:
-    """Build and run a case; symbolic: with sizes that only the run time knows. Weights, and operands
+    """Build and run a case; symbolic: with sizes only the run time knows. Weights, and operands
     that decide shapes (axes, the target of Reshape), that are fed at run time become constants
     where the engine needs that, as in real models."""
     model = model_of(case)

@@ -71,7 +71,7 @@ class AttentionAttrs:
 
 @dataclass(frozen=True, slots=True)
 class ReduceAttrs:
-    """kind: sum mean max min prod sumsq l1 l2 logsumexp argmax argmin. axes: non-negative,
+    """kind: sum mean max min prod sumsq l1 l2 argmax argmin. axes: non-negative,
     ascending."""
 
     kind: str

@@ -187,14 +187,6 @@ def _softmax(attrs: Any, x: Array) -> Array:
     return shifted - np.log(np.exp(shifted).sum(attrs.axis, keepdims=True))  # type: ignore[no-any-return]
 
 
-def _log_sum_exp(x: Array, **along: Any) -> Array:
-    top = np.max(x, axis=along["axis"], keepdims=True, initial=-np.inf)
-    top = np.where(np.isfinite(top), top, 0)
-    total = np.sum(np.exp(x - top), axis=along["axis"], keepdims=True)
-    result: Array = np.log(total) + top
-    return result if along["keepdims"] else np.squeeze(result, along["axis"])
-
-
 def _extreme(kind: str, x: Array, **along: Any) -> Array:
     if x.dtype == bool:
         return getattr(np, {"max": "any", "min": "all"}[kind])(x, **along)  # type: ignore[no-any-return]
@@ -215,7 +207,6 @@ _REDUCTIONS: dict[str, Callable[..., Array]] = {
     "sumsq": lambda x, **k: np.sum(x * x, **k),
     "l1": lambda x, **k: np.sum(np.abs(x), **k),
     "l2": lambda x, **k: np.sqrt(np.sum(x * x, **k)),
-    "logsumexp": _log_sum_exp,
 }
 
 

@@ -227,8 +227,6 @@ def _reduce(lowering: Lowering, node: Node) -> Lowered:
     assert isinstance(attrs, ReduceAttrs)
     if attrs.kind in ("argmax", "argmin"):
         return _argmax(lowering, node, attrs)
-    if attrs.kind == "logsumexp":
-        raise unsupported(node, "logsumexp has no kernel yet")
     kind, prologue, inner = _REDUCTIONS.get(attrs.kind, (attrs.kind, Arg(0), Arg(0)))
     epilogue = attrs.epilogue or Arg(0)
     if len(node.inputs) > 1:

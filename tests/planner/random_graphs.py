@@ -91,6 +91,29 @@ def conv(s: Sketch) -> None:
     s.add("conv", [x, s.weight(out, c // groups, *kernel)], attrs)
 
 
+def gated_conv(s: Sketch) -> None:
+    """A 1x1 convolution of a value times a gate, as squeeze-and-excitation has."""
+    x = s.any(is_image)
+    if x is None:
+        return
+    b, c = s.builder, x.shape[1]
+    if s.pick([True, False]):
+        gate = b.call("sigmoid", b.reduce("mean", x, 2, 3))
+    else:
+        gate = b.const(1, c, 1, 1)
+    gated = b.call("mul", x, gate)
+    s.add("conv", [gated, s.weight(s.pick(CHANNELS), c, 1, 1)], ConvAttrs((1, 1), (0,) * 4, (1, 1)))
+
+
+def heads(s: Sketch) -> None:
+    """Attention whose operands are transposed by any permutation."""
+    x = s.any(lambda v: v.type.rank == 4)
+    if x is not None:
+        perm = s.pick([(0, 2, 1, 3), (0, 1, 3, 2), (3, 2, 1, 0)])
+        q, k, v = (s.builder.transpose(x, *perm) for _ in range(3))
+        s.add("attention", [q, k, v], AttentionAttrs(0.5))
+
+
 def conv_transpose(s: Sketch) -> None:
     x = s.any(is_image)
     if x is not None:
@@ -321,7 +344,7 @@ def pad(s: Sketch) -> None:
 STEPS = (
     conv, conv, conv, conv_transpose, unary, binary, binary, pool, reduce, resize, concat, concat,
     concat, grow, slice_, slice_, reshape, reshape, transpose, expand, matmul, softmax, pad,
-    attention, normalization, gather,
+    attention, normalization, gather, gated_conv, heads,
 )  # fmt: skip
 """What may come next; more often where the planner has more to decide."""
 

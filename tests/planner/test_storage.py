@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from tests.passes.graphs import Builder
 from tests.planner.graphs import Sketch
 
 from enginesmith.ir import dims
 from enginesmith.ir.graph import Graph, Node, Value
+from enginesmith.ir.ops import AttentionAttrs
 from enginesmith.passes.layout import assign_layouts
 from enginesmith.planner.storage import ClearHalo, Move, StoragePlan, place
 
@@ -141,3 +143,14 @@ def test_lifetimes_cover_all_uses() -> None:
             if not value.is_constant:
                 storage = plan.views[id(value)].storage
                 assert storage.first <= index <= storage.last
+
+
+def test_attention_gets_a_copy_of_values_whose_rows_have_gaps() -> None:
+    b = Builder()
+    x = b.input(N, 4, 6, 8)
+    q, k, v = (b.transpose(x, 0, 1, 3, 2) for _ in range(3))
+    graph = b.result(b.emit("attention", [q, k, v], AttentionAttrs(0.5)))
+    plan = place(graph)
+    assert names(plan) == ["layout", "attention"]
+    assert plan.views[id(q)].storage is plan.views[id(k)].storage
+    assert names(place(graph)) == ["layout", "attention"]  # placing again changes nothing

@@ -18,6 +18,7 @@ from enginesmith.ir.ops import (
     ConcatAttrs,
     ConvAttrs,
     ConvTransposeAttrs,
+    LayoutAttrs,
     SliceAttrs,
     TransposeAttrs,
 )
@@ -164,7 +165,7 @@ class _Placer:
         for node in reversed(self.graph.nodes):
             if node.op == "concat":
                 self.place_concat(node)
-        for node in self.graph.nodes:
+        for node in list(self.graph.nodes):
             self.visit(node)
         self.place_outputs()
         self.set_halos()
@@ -250,7 +251,7 @@ class _Placer:
         """Blocked and plain agree when planes are single pixels and channels fill their blocks (or
         there is one image and only the tail differs, which a plain reader never sees)."""
         x, y = node.inputs[0], node.output
-        if x.type.rank != 4 or x.shape[2:] != (1, 1):
+        if x.type.rank != 4 or x.shape[2:] != (1, 1) or x.type.layout == y.type.layout:
             return False
         block = max(x.type.layout.block, y.type.layout.block)
         to_plain = bool(x.type.layout.block)
@@ -296,12 +297,25 @@ class _Placer:
             if view is not None:
                 self.plan.views[id(node.output)] = view
                 return
+        if node.op == "attention":
+            self.make_rows_consecutive(node, 2)
         for output in node.outputs:
             self.view_of(output)
         if node.op in ("reshape", "slice", "transpose", "expand"):
             self.move(node)
         else:
             self.plan.steps.append(node)
+
+    def make_rows_consecutive(self, node: Node, slot: int) -> None:
+        """Copy an operand whose last axis has gaps: attention reads its values as vectors."""
+        value = node.inputs[slot]
+        if value.is_constant or dims.equal(dims.product(self.view_of(value).strides[-1]), 1):
+            return
+        rows = Value(f"{value.name}_rows", value.type)
+        copy = Node("layout", [value], [rows], LayoutAttrs(), node.sources)
+        self.graph.insert_before(node, copy)
+        node.set_input(slot, rows)
+        self.visit(copy)
 
     def derived_view(self, node: Node) -> View | None:
         """The output as a view of the input, or None if its memory doesn't allow it."""

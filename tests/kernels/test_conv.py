@@ -184,6 +184,24 @@ def test_winograd(m: int, fused: int, target: Target) -> None:
         assert error < {2: 1e-6, 4: 2e-6, 6: 5e-6}[m]
 
 
+@pytest.mark.parametrize("dilation", [(2, 2), (3, 1), (12, 12)])
+@pytest.mark.parametrize("size", [(13, 17), (3, 40)])
+def test_dilated_winograd(dilation: tuple[int, int], size: tuple[int, int], target: Target) -> None:
+    """Every offset below the dilation, also those past the plane's end."""
+    lanes = target.lanes
+    dh, dw = dilation
+    problem = conv(lanes, 2, lanes + 3, *size, 2 * lanes - 5, 3, 1, (dh, dw, dh, dw),
+                   dilation=dilation, extras=["bias", "residual"],
+                   epilogue=EPILOGUES["residual"][1])  # fmt: skip
+    inputs = inputs_of(problem, ())
+    expected = reference(problem, inputs)
+    for m, fused in ((2, 1), (4, 0), (6, 1)):
+        t = tactic("winograd", m=m, t=5, b=2, fused=fused, tiles=1, order=0, half=0)
+        (got,) = run_kernel(cpu, problem, t, target, inputs)
+        error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
+        assert error < {2: 1e-6, 4: 2e-6, 6: 5e-6}[m]
+
+
 @pytest.mark.parametrize(("r", "t", "b"), [(1, 6, 2), (3, 3, 1), (1, 3, 3), (2, 1, 4)])
 def test_register_tiles(r: int, t: int, b: int, target: Target) -> None:
     """Tiles of every form, with tails in rows, columns and blocks, also a half block."""

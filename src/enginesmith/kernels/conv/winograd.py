@@ -1,9 +1,11 @@
-"""Winograd convolution F(m x m, 3 x 3), m = 2, 4 or 6: stride 1, one group.
+"""Winograd convolution F(m x m, 3 x 3), m = 2, 4 or 6: stride 1, one group, any dilation.
 
 Outputs are cut into m x m tiles, each from n x n inputs, n = m + 2. Per tile V = B^T d B; for each
 of the n*n points a matrix product with the transformed weights U (made at build time) gives M, and
-Y = A^T M A goes through the epilogue: n*n multiplications where the direct way takes 9*m*m. T tiles
-(any rows, any images) make a block, the unit of the matrix products:
+Y = A^T M A goes through the epilogue: n*n multiplications where the direct way takes 9*m*m. A
+convolution dilated by d is d x d ordinary ones, each on every d-th pixel: the pixels of a tile are
+d apart, and tiles start at every offset below d. T tiles (any rows, any images) make a block, the
+unit of the matrix products:
 
     V  [point][input block][T][lanes]   of a block of tiles
     U  [tile of B blocks][point][input channel][B][lanes]
@@ -58,8 +60,8 @@ def why_not(problem: ConvProblem, target: Target) -> str | None:
     """None if the algorithm serves the problem."""
     if problem.transposed or problem.kernel != (3, 3) or problem.groups != 1:
         return "not a 3x3 convolution of one group"
-    if problem.strides != (1, 1) or problem.dilations != (1, 1):
-        return "strided or dilated"
+    if problem.strides != (1, 1):
+        return "strided"
     if not problem.x.block:
         return "plain input"
     if problem.in_channels < target.lanes or problem.out_channels < target.lanes // 2:
@@ -139,7 +141,10 @@ def _candidates(problem: ConvProblem, target: Target, m: int) -> list[tuple[floa
 
 def _counts(problem: ConvProblem, m: int) -> tuple[Size, tuple[Size, Size], int]:
     """Tiles of the whole batch, rows and columns of tiles of an image, typical tiles in all."""
-    rows, columns = (ceildiv(s, m) for s in problem.y.shape[2:])
+    rows, columns = (
+        mul(d, ceildiv(ceildiv(s, d), m))
+        for s, d in zip(problem.y.shape[2:], problem.dilations, strict=True)
+    )
     total = mul(problem.batch, rows, columns)
     return total, (rows, columns), problem.typical(total)
 
@@ -190,9 +195,17 @@ class _Winograd:
     def _locate(self) -> str:
         """C that finds image and position of the tile with number `tile`."""
         rows, columns = c_size(self.rows), c_size(self.columns)
+
+        def start(index: str, d: int) -> str:
+            if d == 1:
+                return f"{index} * {self.m}"
+            return f"{index} % {d} + {index} / {d} * {self.m * d}"
+
+        dh, dw = self.problem.dilations
         return (
-            f"const int64_t w0 = tile % {columns} * {self.m}, "
-            f"h0 = tile / {columns} % {rows} * {self.m}, n = tile / {columns} / {rows};"
+            f"const int64_t column = tile % {columns}, row = tile / {columns} % {rows}, "
+            f"w0 = {start('column', dw)}, h0 = {start('row', dh)}, "
+            f"n = tile / {columns} / {rows};"
         )
 
     def _transform(self) -> str:
@@ -202,6 +215,9 @@ class _Winograd:
         xn, xc, xh, xw = (c_size(s) for s in problem.x.strides)
         halo = problem.x.halo
         height, width = (c_size(s) for s in problem.x.shape[2:])
+        dh, dw = problem.dilations
+        # Dilated inputs are gathered first, so that one transform with constant strides serves all.
+        direct = "inside" if (dh, dw) == (1, 1) else "0"
         columns = "\n".join(
             "    "
             + apply(
@@ -238,14 +254,16 @@ static void transform_block(char *const *p, const int64_t *d, int64_t block, int
     const int64_t top = h0 - {problem.pads[0]}, left = w0 - {problem.pads[1]};
     const float *x = (const float *)p[0] + n*{xn} + top*{xh} + left*{xw};
     const int inside = top >= -{halo[0]} && left >= -{halo[1]} &&
-        top + {n} <= {height} + {halo[2]} && left + {n} <= {width} + {halo[3]};
+        top + {(n - 1) * dh + 1} <= {height} + {halo[2]} &&
+        left + {(n - 1) * dw + 1} <= {width} + {halo[3]};
     for (int64_t i = first; i < last; i++) {{
       float *to = v + (i*{self.t} + t)*LANES;
       const float *q = x + i*{xc};
-      if (inside) {{ transform_tile(q, {xh}, to); continue; }}
+      if ({direct}) {{ transform_tile(q, {xh}, to); continue; }}
       for (int64_t u = 0; u < {n}; u++) for (int64_t k = 0; k < {n}; k++) {{
-        const int valid = top + u >= 0 && top + u < {height} && left + k >= 0 && left + k < {width};
-        store(edge + (u*{n} + k)*LANES, valid ? load(q + u*{xh} + k*{xw}) : (vf){{0}});
+        const int64_t h = top + u*{dh}, w = left + k*{dw};
+        const int valid = inside || (h >= 0 && h < {height} && w >= 0 && w < {width});
+        store(edge + (u*{n} + k)*LANES, valid ? load(q + u*{dh}*{xh} + k*{dw}*{xw}) : (vf){{0}});
       }}
       transform_tile(edge, {n}*LANES, to);
     }}
@@ -292,6 +310,7 @@ multiply_{width}(const float *from, const float *w, float *m) {{
     def _inverse(self) -> str:
         """`finish`: outputs of `width` channel blocks from M, through the epilogue."""
         m, n, t = self.m, self.n, self.t
+        dh, dw = self.problem.dilations
         oh, ow = (c_size(s) for s in self.problem.y.shape[2:])
         point = self.b * t * self.lanes + SKEW
         columns = "\n".join(
@@ -315,17 +334,18 @@ multiply_{width}(const float *from, const float *w, float *m) {{
             for i in range(m)
         )
         whole = " ".join(
-            self.output.pixel(f"out[{i * m + j}]", "0", str(i), str(j))
+            self.output.pixel(f"out[{i * m + j}]", "0", str(i * dh), str(j * dw))
             for i in range(m)
             for j in range(m)
         )
         partial = (
-            f"for (int64_t i = 0; i < imin({m}, {oh} - h0); i++)\n"
-            f"        for (int64_t j = 0; j < imin({m}, {ow} - w0); j++) "
-            + self.output.pixel(f"out[i*{m} + j]", "0", "i", "j")
+            f"for (int64_t i = 0; i < {m} && h0 + i*{dh} < {oh}; i++)\n"
+            f"        for (int64_t j = 0; j < {m} && w0 + j*{dw} < {ow}; j++) "
+            + self.output.pixel(f"out[i*{m} + j]", "0", f"i*{dh}", f"j*{dw}")
         )
         store = (
-            f"if (h0 + {m} <= {oh} && w0 + {m} <= {ow}) {{ {whole} }}\n      else {partial}"
+            f"if (h0 + {(m - 1) * dh} < {oh} && w0 + {(m - 1) * dw} < {ow}) {{ {whole} }}\n"
+            f"      else {partial}"
             if self.output.cheap
             else partial
         )

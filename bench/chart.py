@@ -59,6 +59,12 @@ def _speed(result: Mapping[str, Any], runner: str) -> float:
     return float(min(peers.values()) / peers[runner])
 
 
+def milliseconds(seconds: float) -> str:
+    """Three significant digits, never an exponent."""
+    value = seconds * 1e3
+    return f"{value:.0f} ms" if value >= 1000 else f"{value:.3g} ms"
+
+
 def _whiskers(axes: Any, results: Sequence[Mapping[str, Any]], places: Sequence[float]) -> None:
     for result, place in zip(results, places, strict=True):
         ratio = result["ratio"]
@@ -70,7 +76,7 @@ def _label(axes: Any, runner: str, place: float, speed: float, result: Mapping[s
     if runner not in result["latency"]:
         return
     colour = "white" if runner != "OpenVINO" else INK
-    text = f"{result['latency'][runner]['median'] * 1e3:.3g} ms"
+    text = milliseconds(result["latency"][runner]["median"])
     axes.text(0.02, place, text, va="center", fontsize=7.5, color=colour)
     if runner == "Enginesmith":
         end = max(speed, result["ratio"]["high"]) + 0.02

@@ -187,7 +187,7 @@ def peak_memory(
 def line(entry: Mapping[str, Any]) -> str:
     """One model's outcome as it arrives."""
     r = entry["ratio"]
-    times = ", ".join(f"{k} {v['median'] * 1e3:.3g} ms" for k, v in entry["latency"].items())
+    times = ", ".join(f"{k} {chart.milliseconds(v['median'])}" for k, v in entry["latency"].items())
     return f"{entry['name']}: {r['median']:.2f}x ({r['low']:.2f}-{r['high']:.2f}); {times}"
 
 
@@ -210,7 +210,7 @@ def _cells(entry: Mapping[str, Any], with_memory: bool) -> list[str | Text]:
     cells: list[str | Text] = [
         entry["name"],
         " ".join("x".join(map(str, shape)) for shape in entry["inputs"].values()),
-        *(f"{entry['latency'][name]['median'] * 1e3:.3g} ms" for name in RUNNERS),
+        *(chart.milliseconds(entry["latency"][name]["median"]) for name in RUNNERS),
         Text(f"{speed['median']:.2f}x", "green" if speed["median"] >= 1 else "red"),
         f"{speed['low']:.2f}-{speed['high']:.2f}",
         f"{rate:.0f}",

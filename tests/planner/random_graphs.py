@@ -226,6 +226,8 @@ def slice_(s: Sketch) -> None:
         s.values.append(s.builder.slice(x, starts, shape, *steps))
         return
     start, cut = s.pick([0, 1, 8, 16]), s.pick([0, 1, 4, 16])
+    if "n" in dims.symbols_of(size):  # a batch of 0 would leave a negative size
+        start = cut = 0
     size = dims.simplify(size - start - cut)
     step = s.pick([1, 1, 1, 2])
     starts[axis], steps[axis], shape[axis] = start, step, dims.ceildiv(size, step)

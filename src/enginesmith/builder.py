@@ -20,7 +20,7 @@ from enginesmith.kernels import FAMILIES
 from enginesmith.knobs import knobs
 from enginesmith.passes.layout import assign_layouts
 from enginesmith.passes.pipeline import run_pipeline
-from enginesmith.plan.plan import Plan, SymbolRange
+from enginesmith.plan.plan import SymbolRange
 from enginesmith.plan.target import Target, parse_target
 from enginesmith.planner.assemble import Assembly, assemble
 from enginesmith.planner.lower import Lowered, lower
@@ -253,8 +253,3 @@ def check_model(
     except ModelError as error:
         return error.problems or (Problem("model", error.summary),)
     return ()
-
-
-def build_plan(model: Source, **options: Any) -> Plan:
-    """Like `build`, but only the plan."""
-    return build(model, **options).plan

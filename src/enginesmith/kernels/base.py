@@ -52,11 +52,6 @@ class Operand:
     halo: tuple[int, int, int, int] = (0, 0, 0, 0)
     constant: bool = False
 
-    @property
-    def contiguous(self) -> bool:
-        """Plain, all strides static-or-symbolically those of a dense row-major array."""
-        return self.block == 0 and all(map(same, self.strides, dense_strides(self.shape)))
-
 
 def mul(*sizes: Size) -> Size:
     """Product of sizes; static ones are folded in front: mul(2, "d0", 3) == "6*d0"."""

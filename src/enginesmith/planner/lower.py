@@ -15,7 +15,7 @@ from sympy import sympify
 
 from enginesmith.ir import dims
 from enginesmith.ir.dims import Dim, Shape
-from enginesmith.ir.graph import Node, Value
+from enginesmith.ir.graph import Value
 from enginesmith.kernels.base import Operand, Problem, Size, add, mul
 from enginesmith.planner.storage import (
     ClearHalo,
@@ -225,6 +225,3 @@ def lower(step: PlannedStep, plan: StoragePlan, lanes: int, typical: Mapping[str
     if isinstance(step, Move):
         return lower_move(lowering, step)
     return LOWERINGS[step.op](lowering, step)
-
-
-__all__ = ["Lowered", "Lowering", "Node", "Place", "lower"]

@@ -34,13 +34,12 @@ def tactics(problem: Problem, target: Target) -> tuple[Tactic, ...]:
     return (tactic("rows"),)
 
 
-def _halo_pixels(problem: Problem) -> tuple[int, int]:
-    """(pixels of one plane's halo, planes) at the hint."""
+def _halo_pixels(problem: Problem) -> int:
+    """Pixels of one plane's halo at the hint."""
     y = problem.operands[0]
     top, left, bottom, right = y.halo
     h, w = problem.typical(y.shape[2]), problem.typical(y.shape[3])
-    planes = problem.typical(mul(y.shape[0], ceildiv(y.shape[1], y.block)))
-    return (h + top + bottom) * (w + left + right) - h * w, planes
+    return (h + top + bottom) * (w + left + right) - h * w
 
 
 def emit(problem: Problem, tactic: Tactic, target: Target) -> KernelSource:
@@ -48,8 +47,7 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> KernelSource:
     top, left, bottom, right = y.halo
     n, c, h, w = y.shape
     blocks = ceildiv(c, y.block)
-    pixels, _ = _halo_pixels(problem)
-    group = max(1, TASK_BYTES // max(1, pixels * y.block * 4))
+    group = max(1, TASK_BYTES // max(1, _halo_pixels(problem) * y.block * 4))
     planes = mul(n, blocks)
     text = f"""
 void NAME(char *const *p, const int64_t *d, int64_t begin, int64_t end, char *scratch) {{

@@ -173,7 +173,7 @@ def kernel_names(steps: list[Lowered], choices: Mapping[int, Choice]) -> Callabl
     """A function that replaces kernels' names, which are hashes of their text, by their families'
     and pads those to a width."""
     names = {
-        FAMILIES[s.family].emit(s.problem, choices[i].tactic, TARGET).name: f"k_{s.family}"
+        FAMILIES["cpu"][s.family].emit(s.problem, choices[i].tactic, TARGET).name: f"k_{s.family}"
         for i, s in enumerate(steps)
     }
     pattern = re.compile("|".join(names))

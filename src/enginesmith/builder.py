@@ -18,17 +18,22 @@ from enginesmith.ir.graph import Graph
 from enginesmith.ir.verifier import verify
 from enginesmith.kernels import FAMILIES
 from enginesmith.knobs import knobs
+from enginesmith.passes.channels_last import assign_channels_last
 from enginesmith.passes.layout import assign_layouts
 from enginesmith.passes.pipeline import run_pipeline
+from enginesmith.passes.precision import HELD, assign_precision
 from enginesmith.plan.plan import SymbolRange
 from enginesmith.plan.target import Target, parse_target
 from enginesmith.planner.assemble import Assembly, assemble
 from enginesmith.planner.lower import Lowered, lower
 from enginesmith.planner.storage import place
+from enginesmith.runtime.devices.cuda import cuda_device, host_architecture
 from enginesmith.runtime.devices.host import available_threads, host_isas
 from enginesmith.runtime.engine import Engine
+from enginesmith.toolchain import nvrtc
 from enginesmith.toolchain.cache import ArtifactCache
 from enginesmith.toolchain.cc import compiler
+from enginesmith.tuner.cuda_device import CudaTuningDevice
 from enginesmith.tuner.device import CpuDevice
 from enginesmith.tuner.tune import Choice, Task, tune
 
@@ -40,6 +45,9 @@ if TYPE_CHECKING:
 COLD_WEIGHTS = 24 << 20
 """Models with more weights than this (bytes) don't keep them in a last-level cache between runs, so
 candidates are timed with weights flushed to memory."""
+
+PRECISIONS = {"cpu": ("fp32",), "cuda": ("fp32", "fp16", "bf16")}
+"""What a build may ask for, by device."""
 
 DEFAULT_OPT = 1
 """Size tuned for when nothing is known of a symbolic dimension that leads (the batch)."""
@@ -107,7 +115,7 @@ def build(
     tell = progress or (lambda _: None)
     machine = _target(target, precision)
     graph, ranges = _read(model, shapes or {}, tell)
-    _optimize(graph, machine, tell)
+    _optimize(graph, machine, precision, tell)
     typical = {r.name: r.opt for r in ranges}
     steps, storage = _lower(graph, machine, typical)
     store = ArtifactCache(Path(cache) if cache is not None else knobs().cache)
@@ -122,10 +130,18 @@ def build(
 
 
 def _target(target: str, precision: str) -> Target:
-    compiler()  # a missing compiler is reported before any work is done
-    if precision != "fp32":
-        raise BuildError(f"precision {precision!r} is not available yet; choose 'fp32'")
-    return parse_target(target, next(iter(host_isas()), None))
+    """The target, once it is clear that its compiler is there and that it knows the precision."""
+    device = target.partition(":")[0]
+    host = host_architecture() if target == "cuda" else next(iter(host_isas()), None)
+    if target == "cuda" and host is None:
+        cuda_device()  # says what is missing
+    machine = parse_target(target, host)
+    known = PRECISIONS[device]
+    if precision not in known:
+        choices = ", ".join(map(repr, known))
+        raise BuildError(f"precision {precision!r} is not available on {device}; choose {choices}")
+    _ = nvrtc.compiler_version() if device == "cuda" else compiler()
+    return machine
 
 
 def _read(
@@ -171,27 +187,35 @@ def symbol_ranges(graph: Graph, shapes: Mapping[str, ShapeLike]) -> tuple[Symbol
     return tuple(found.values())
 
 
-def _optimize(graph: Graph, target: Target, tell: ProgressCallback) -> None:
-    """All graph passes, then layouts."""
+def _optimize(graph: Graph, target: Target, precision: str, tell: ProgressCallback) -> None:
+    """All graph passes, then layouts and the types that values are held in."""
     tell(Progress("optimize", 0, 1))
-    run_pipeline(graph)
-    assign_layouts(graph, target.lanes)
+    run_pipeline(graph, strided=target.device == "cuda")
+    if target.device == "cuda":
+        assign_channels_last(graph)
+    else:
+        assign_layouts(graph, target.lanes)
     verify(graph)
+    if precision in HELD:
+        for value in assign_precision(graph, HELD[precision]):
+            graph.notes.append(f"{value.name} stays float32: {precision} can't hold its values")
     tell(Progress("optimize", 1, 1))
 
 
 def _lower(graph: Graph, target: Target, typical: Mapping[str, int]) -> tuple[list[Lowered], Any]:
     """Every step as a kernel problem. UnsupportedError lists all that no family serves."""
-    storage = place(graph)
+    gpu = target.device == "cuda"
+    storage = place(graph, strided=gpu)
+    lanes = 0 if gpu else target.lanes
     lowered: list[Lowered] = []
     problems: list[Problem] = []
     for step in storage.steps:
         try:
-            item = lower(step, storage, target.lanes, typical)
+            item = lower(step, storage, lanes, typical, aligned=gpu)
         except UnsupportedError as error:
             problems += error.problems
             continue
-        reason = FAMILIES[item.family].why_not(item.problem, target)
+        reason = FAMILIES[target.device][item.family].why_not(item.problem, target)
         if reason is not None:
             where = f"node {', '.join(item.sources) or item.op}"
             problems.append(Problem(where, f"{item.op} can't be built for {target}: {reason}"))
@@ -209,15 +233,14 @@ def _tune(
     groups: dict[tuple[str, Any], list[int]] = {}
     for i, step in enumerate(steps):
         groups.setdefault((step.family, step.problem), []).append(i)
-    tasks = [_task(steps[members[0]], len(members)) for members in groups.values()]
+    families = FAMILIES[target.device]
+    tasks = [_task(steps[m[0]], len(m), families[steps[m[0]].family]) for m in groups.values()]
     weights = sum(p.nbytes for s in steps for p in s.places if isinstance(p, np.ndarray))
 
     def report(done: int, total: int, detail: str) -> None:
         tell(Progress("tune", done, total, detail))
 
-    count = threads or available_threads()
-    runs_here = target.isa in host_isas()
-    device = CpuDevice(target, count, cache) if tuning and runs_here else None
+    device = _tuning_device(target, cache, threads) if tuning else None
     try:
         found = tune(
             tasks, target, device, cache,
@@ -232,9 +255,21 @@ def _tune(
     }
 
 
-def _task(step: Lowered, count: int) -> Task:
+def _tuning_device(
+    target: Target, cache: ArtifactCache, threads: int | None
+) -> CpuDevice | CudaTuningDevice | None:
+    """Where candidates are timed: this machine, or None if it doesn't run the target's code."""
+    if target.device == "cuda":
+        here = host_architecture() == target.isa
+        return CudaTuningDevice(cuda_device(), target, cache) if here else None
+    if target.isa not in host_isas():
+        return None
+    return CpuDevice(target, threads or available_threads(), cache)
+
+
+def _task(step: Lowered, count: int, family: Any) -> Task:
     constants = {i: p for i, p in enumerate(step.places) if isinstance(p, np.ndarray)}
-    cost = FAMILIES[step.family].cost(step.problem)
+    cost = family.cost(step.problem)
     typical = step.problem.typical
     # 20 flops or 2 bytes take about the same time on the CPUs we know.
     weight = max(typical(cost.flops) / 20, typical(cost.bytes) / 2) * count
@@ -248,7 +283,7 @@ def check_model(
     try:
         machine = _target(target, "fp32")
         graph, ranges = _read(model, shapes or {}, lambda _: None)
-        _optimize(graph, machine, lambda _: None)
+        _optimize(graph, machine, "fp32", lambda _: None)
         _lower(graph, machine, {r.name: r.opt for r in ranges})
     except ModelError as error:
         return error.problems or (Problem("model", error.summary),)

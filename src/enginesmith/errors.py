@@ -52,3 +52,12 @@ class FeedError(EnginesmithError, ValueError):
 
 class ContextError(EnginesmithError, RuntimeError):
     """An execution context was misused, for example by two threads at once."""
+
+
+class DeviceError(EnginesmithError, RuntimeError):
+    """A GPU, its driver or a library is missing, or an operation on the GPU failed. `usable`: whether
+    engines of this process can still run on the GPU."""
+
+    def __init__(self, message: str, usable: bool = True) -> None:
+        super().__init__(message)
+        self.usable = usable

@@ -261,7 +261,7 @@ def test_newer_version(path: Path) -> None:
         plan["novelty"] = 1
 
     rewrite(path, change)
-    refused(path, r"made by a newer Enginesmith \(plan format 2, this one reads 1\); upgrade with")
+    refused(path, r"made by a newer Enginesmith \(plan format 3, this one reads 2\); upgrade with")
 
 
 def test_older_version(path: Path) -> None:

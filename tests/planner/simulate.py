@@ -45,7 +45,7 @@ def lowered(
     plan = place(graph)
     steps = [lower(step, plan, target.lanes, symbols) for step in plan.steps]
     for step in steps:
-        reason = FAMILIES[step.family].why_not(step.problem, target)
+        reason = FAMILIES["cpu"][step.family].why_not(step.problem, target)
         assert reason is None, f"{step.op}: {reason}"
     return steps, plan
 

@@ -27,12 +27,13 @@ class Clock:
 class FakeTrial:
     def __init__(self, device: FakeDevice, seconds: float) -> None:
         self.device, self.seconds = device, seconds
+        self.runs = 0
 
-    def prepare(self) -> None:
-        self.device.prepared += 1
-
-    def run(self) -> None:
+    def time(self, clock: tuning.Clock) -> float:
+        start = clock()
+        self.runs += 1
         self.device.clock.now += self.seconds
+        return clock() - start
 
 
 class FakeDevice:
@@ -40,7 +41,10 @@ class FakeDevice:
 
     def __init__(self, clock: Clock, seconds: Sequence[float]) -> None:
         self.clock, self.seconds = clock, seconds
-        self.loads = self.prepared = 0
+        self.loads = 0
+
+    def compile(self, source: tuning.Source) -> bytes:
+        return source.name.encode()
 
     def load(
         self, problem: Problem, sources: Sequence[KernelSource], objects: Sequence[bytes],
@@ -74,7 +78,7 @@ class FakeFamily:
 
 @pytest.fixture(autouse=True)
 def _family(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tuning.FAMILIES, "fake", FakeFamily)  # type: ignore[arg-type]
+    monkeypatch.setitem(tuning.FAMILIES["cpu"], "fake", FakeFamily)  # type: ignore[arg-type]
 
 
 def run(device: FakeDevice | None, cache: Path, **options: float) -> tuning.Choice:
@@ -133,4 +137,4 @@ def test_slow_candidates_are_dropped_early() -> None:
     fast, slow = FakeTrial(device, 1e-3), FakeTrial(device, 5e-3)
     best = tuning.time_trials([fast, slow], clock)
     assert best == pytest.approx([1e-3, 5e-3])
-    assert device.prepared == 2 + tuning.ROUNDS + 3
+    assert (fast.runs, slow.runs) == (1 + tuning.ROUNDS, 1 + 3)

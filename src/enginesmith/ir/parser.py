@@ -16,14 +16,14 @@ from enginesmith.ir.expr import OPS as EXPRESSIONS
 from enginesmith.ir.graph import Graph, Node, Value
 from enginesmith.ir.ops import OPS, Attrs
 from enginesmith.ir.printer import constant_hash
-from enginesmith.ir.types import PLAIN, Layout, TensorType
+from enginesmith.ir.types import Layout, TensorType
 
 _NAME = re.compile(r'%("(?:[^"\\]|\\.)*"|[A-Za-z0-9_.:/\-]+(?<!:))')
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _NUMBER = re.compile(r"-?(?:inf|nan|\d+(?:\.\d*)?(?:e[+-]?\d+)?)")
 _HASH = re.compile(r"#([0-9a-f]{12})")
-_TYPE = re.compile(r"(\w+)\[([^\[\]]*)\](?:@c(\d+)(?:\+([\d,]+))?)?")
+_TYPE = re.compile(r"(\w+)\[([^\[\]]*)\](?:@(?:c(\d+)(?:\+([\d,]+))?|(nhwc)|plain)(?::(\w+))?)?")
 _DIM = re.compile(r"<([^<>]*)>")
 
 
@@ -90,13 +90,11 @@ class _Cursor:
         return str(json.loads(text)) if text.startswith('"') else text
 
     def type(self) -> TensorType:
-        dtype, shape, block, halo = self.need(_TYPE, "a type").groups()
+        dtype, shape, block, halo, last, held = self.need(_TYPE, "a type").groups()
         if dtype not in DTYPES:
             raise ValueError(f"unknown element type {dtype}")
-        layout = PLAIN
-        if block:
-            top, left, bottom, right = map(int, halo.split(",")) if halo else (0, 0, 0, 0)
-            layout = Layout(int(block), (top, left, bottom, right))
+        top, left, bottom, right = map(int, halo.split(",")) if halo else (0, 0, 0, 0)
+        layout = Layout(int(block or 0), (top, left, bottom, right), bool(last), held or "")
         return TensorType(dtype, tuple(dims.parse(d) for d in _split(shape)), layout)
 
     def sources(self) -> tuple[str, ...]:

@@ -10,18 +10,24 @@ from enginesmith.ir.dims import Dim, Shape
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Memory layout of a value. Plain (`block` 0) is row-major. Blocked is
+    """How a value lies in memory. Plain (`block` 0) is row-major. Blocked is
     [n][c/block][h][w][block] with at least `halo` = (top, left, bottom, right) zeros around each h
-    x w plane."""
+    x w plane. `channels_last`: (n, c, h, w) lies as [n][h][w][c].
+
+    `held`: the element type in memory, by numpy name, where it isn't the value's own: a float32
+    value held as float16 is rounded when it is stored, and the arithmetic around it is float32's."""
 
     block: int = 0
     halo: tuple[int, int, int, int] = (0, 0, 0, 0)
+    channels_last: bool = False
+    held: str = ""
 
     def __str__(self) -> str:
-        if not self.block:
-            return "plain"
-        halo = "" if not any(self.halo) else "+" + ",".join(map(str, self.halo))
-        return f"c{self.block}{halo}"
+        order = "nhwc" if self.channels_last else "plain"
+        if self.block:
+            halo = "" if not any(self.halo) else "+" + ",".join(map(str, self.halo))
+            order = f"c{self.block}{halo}"
+        return f"{order}:{self.held}" if self.held else order
 
 
 PLAIN = Layout()
@@ -38,6 +44,11 @@ class TensorType:
     @property
     def rank(self) -> int:
         return len(self.shape)
+
+    @property
+    def held(self) -> str:
+        """The element type in memory."""
+        return self.layout.held or self.dtype
 
     def with_shape(self, shape: tuple[Dim, ...]) -> TensorType:
         return TensorType(self.dtype, shape, self.layout)

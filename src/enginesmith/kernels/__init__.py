@@ -22,7 +22,7 @@ from enginesmith.kernels.resize import cpu as resize
 from enginesmith.kernels.sizes import cpu as sizes
 from enginesmith.kernels.softmax import cpu as softmax
 
-FAMILIES: dict[str, ModuleType] = {
+_CPU: dict[str, ModuleType] = {
     "conv": conv,
     "halo": halo,
     "pointwise": pointwise,
@@ -41,4 +41,20 @@ FAMILIES: dict[str, ModuleType] = {
     "attention": attention,
     "sizes": sizes,
 }
-"""Name -> module with the functions of `base.Family`."""
+
+import importlib
+
+
+def _load(name):
+    try:
+        return importlib.import_module(f"enginesmith.kernels.{name}.cuda")
+    except ModuleNotFoundError:
+        return None
+
+
+_CUDA: dict[str, ModuleType] = {
+    name: m for name in _CPU if name != "halo" and (m := _load(name)) is not None
+}
+
+FAMILIES: dict[str, dict[str, ModuleType]] = {"cpu": _CPU, "cuda": _CUDA}
+"""Device -> family's name -> module with the functions of `base.Family`."""

@@ -43,6 +43,8 @@ class Operand:
     Reading up to 4 KiB past either end of a blocked operand or constant is allowed (undefined
     values).
     `constant`: the value is known at build time and may be packed by the tactic.
+    `alignment`: the address of logical index 0 is a multiple of so many bytes (known to matter on
+    GPUs alone; CPU kernels don't ask).
     """
 
     dtype: str
@@ -51,6 +53,14 @@ class Operand:
     block: int = 0
     halo: tuple[int, int, int, int] = (0, 0, 0, 0)
     constant: bool = False
+    alignment: int = 64
+
+
+ITEMSIZE = {
+    "float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2,
+    "int8": 1, "uint8": 1, "bool": 1,
+}  # fmt: skip
+"""Bytes of an element by numpy name (numpy itself knows no bfloat16)."""
 
 
 def mul(*sizes: Size) -> Size:

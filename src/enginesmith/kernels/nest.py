@@ -16,6 +16,7 @@ from enginesmith.codegen.expressions import C_TYPES
 from enginesmith.ir import dims
 from enginesmith.ir.expr import Arg
 from enginesmith.kernels.base import (
+    ITEMSIZE,
     Operand,
     Problem,
     Size,
@@ -214,5 +215,5 @@ def traffic(problem: Problem) -> Size:
         if o.block:
             shape[1] = mul(ceildiv(shape[1], o.block), o.block)
         moved = [n for n, s in zip(shape, o.strides, strict=True) if s != 0]
-        total = add(total, mul(np.dtype(o.dtype).itemsize, *moved))
+        total = add(total, mul(ITEMSIZE[o.dtype], *moved))
     return total

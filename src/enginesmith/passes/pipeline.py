@@ -16,12 +16,14 @@ from enginesmith.passes.epilogue_fusion import epilogue_fusion
 from enginesmith.passes.expressions import expressions
 from enginesmith.passes.identities import identities
 from enginesmith.passes.layer_normalization import layer_normalization
+from enginesmith.passes.merge_matmuls import merge_matmuls
 from enginesmith.passes.pad_into_conv import pad_into_conv
 from enginesmith.passes.pointwise_fusion import pointwise_duplication, pointwise_fusion
 from enginesmith.passes.prologue_fusion import prologue_fusion
 from enginesmith.passes.reshapes import reshapes
 from enginesmith.passes.scalar_operands import scalar_operands
 from enginesmith.passes.sink_reshapes import sink_reshapes
+from enginesmith.passes.sink_transposes import sink_transposes
 from enginesmith.passes.slices import slices
 from enginesmith.passes.softmax import softmax
 from enginesmith.passes.unify_shapes import unify_shapes
@@ -54,7 +56,14 @@ PIPELINE: tuple[Stage, ...] = (
     Stage("tidy", (*_CLEANUP, scalar_operands, expressions), repeat=True),
     Stage("prologues", (prologue_fusion, dead_code)),
 )
-"""The whole pipeline in order."""
+"""The pipeline of every target, in order."""
+
+STRIDED: tuple[Stage, ...] = (
+    Stage("fuse around transposes",
+          (sink_transposes, pointwise_fusion, epilogue_fusion, *_CLEANUP), repeat=True),
+    Stage("merge", (merge_matmuls, *_CLEANUP)),
+)  # fmt: skip
+"""What follows for targets whose kernels take any strides (GPUs): what it adds are views there."""
 
 _ROUNDS = 20
 """Rounds after which a repeated stage that still changes things is taken as a fault."""
@@ -64,14 +73,15 @@ def run_pipeline(
     graph: Graph,
     verify: Callable[[Graph], None] | None = None,
     after_pass: Callable[[str, Graph], None] | None = None,
+    strided: bool = False,
 ) -> Graph:
     """Rewrite `graph` in place, and return it.
 
-    verify: called after every pass that changed something; raises if the graph is broken.
+    strided: for a target whose kernels take any strides. verify: called after every pass that changed something; raises if the graph is broken.
     after_pass: called likewise with the pass's name, to dump the graph. RuntimeError if a stage
     doesn't settle.
     """
-    for stage in PIPELINE:
+    for stage in (*PIPELINE, *(STRIDED if strided else ())):
         _run_stage(graph, stage, verify, after_pass)
     return graph
 

@@ -1,6 +1,7 @@
 """The plan: everything a runtime needs to run a model on one kind of machine, as frozen data.
 
-A plan's program is one C function (see `codegen/program.py`) in a freestanding shared object:
+For a GPU a plan's program is a list of kernel launches (`Plan.launches`). For a CPU it is one C
+function (see `codegen/program.py`) in a freestanding shared object:
 
     int64_t es_run(void *pool, char *const *base, const int64_t *dims, int64_t *stamps)
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised on every incompatible change; a runtime reads plans of its own version alone."""
 
 
@@ -53,7 +54,7 @@ class Buffer:
 
     kind: "input" (index = position among the inputs), "output" (same), "weights" (one, the
     memory-mapped blob), "arena" (alive from step `first` to step `last`, inclusive; storage is
-    shared by lifetimes).
+    shared by lifetimes), "persistent" (a context's own, zeros at first and kept between runs).
     size: bytes, an int or an expression over the symbols.
     slack: bytes that may be read (never written) before and after it.
     """
@@ -87,6 +88,56 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Address:
+    """A place in a buffer: its number, and a byte offset (an int or an expression)."""
+
+    buffer: int
+    offset: int | str
+
+
+@dataclass(frozen=True, slots=True)
+class MapSpec:
+    """A tensor map of what lies at `base` (see kernels/cuda.py::TensorMap)."""
+
+    base: Address
+    dtype: str
+    sizes: tuple[int | str, ...]
+    strides: tuple[int | str, ...]
+    box: tuple[int, ...]
+    swizzle: int
+    steps: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelLaunch:
+    """One kernel launch on a GPU, for step number `step`.
+
+    kernel: its function, in the module of its step's `kernel`; grid, threads, shared, cluster: its
+    geometry; pointers, values, maps: its parameters, in this order (values are 32-bit ints). Sizes
+    are ints or expressions over the plan's symbols. A launch with an empty grid is left out.
+    """
+
+    step: int
+    kernel: str
+    grid: tuple[int | str, int | str, int | str]
+    threads: int
+    shared: int
+    cluster: tuple[int, int, int]
+    pointers: tuple[Address, ...]
+    values: tuple[int | str, ...]
+    maps: tuple[MapSpec, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """The machine code of one kernel: `size` bytes of Plan.code from `offset` on."""
+
+    kernel: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A built model. Saved and loaded by `plan/file.py`, run by `runtime/`."""
 
@@ -107,9 +158,13 @@ class Plan:
     producer: str = ""
     metadata: tuple[tuple[str, str], ...] = ()
     """The ONNX model's metadata_props."""
+    launches: tuple[KernelLaunch, ...] = ()
+    """The program of a plan for a GPU."""
+    modules: tuple[Module, ...] = ()
+    """Where each kernel's machine code is, of a plan for a GPU."""
     sources: dict[str, str] = field(default_factory=dict)
-    """Kernel name -> C text."""
+    """Kernel name -> C or CUDA C++ text."""
     code: bytes = b""
-    """The shared object."""
+    """The shared object, or the modules of a plan for a GPU one after the other."""
     weights: bytes | memoryview = b""
     """Packed constants; every one 64-byte aligned."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from enginesmith.errors import BuildError
@@ -10,12 +11,22 @@ ISAS = {"avx2": 8, "avx512": 16}
 """CPU instruction sets a target can name, with their float32 lanes per vector."""
 
 
+ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+"""NVIDIA GPU architectures a target can name (compute capability 8.0 and newer)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`device` ("cpu") and `isa` (a key of ISAS); written `cpu:avx512`."""
+    """`device` ("cpu" or "cuda") and `isa` (a key of ISAS, or one of ARCHITECTURES); written
+    `cpu:avx512` or `cuda:sm_90`."""
 
     device: str
     isa: str
+
+    @property
+    def arch(self) -> int:
+        """Compute capability of a GPU times ten: 90 for `cuda:sm_90`."""
+        return int(self.isa.removeprefix("sm_"))
 
     @property
     def lanes(self) -> int:
@@ -32,11 +43,13 @@ class Target:
 
 
 def parse_target(text: str, host_isa: str | None) -> Target:
-    """`cpu` (the host's best ISA), `cpu:avx2` or `cpu:avx512`. BuildError lists the choices."""
+    """`cpu` or `cuda` (what the host has), or with an instruction set or architecture: `cpu:avx2`,
+    `cuda:sm_90`. BuildError lists the choices."""
     device, _, isa = text.partition(":")
     isa = isa or host_isa or ""
-    if device != "cpu" or isa not in ISAS:
-        choices = ", ".join(f"cpu:{name}" for name in ISAS)
-        reason = "" if isa else " (this machine has none of these instruction sets)"
-        raise BuildError(f"target {text!r} is not known{reason}; choose cpu, {choices}")
+    known: dict[str, Collection[str]] = {"cpu": ISAS, "cuda": ARCHITECTURES}
+    if isa not in known.get(device, ()):
+        choices = ", ".join(f"{name}:{isa}" for name, isas in known.items() for isa in isas)
+        reason = "" if isa else " (this machine has none that is known)"
+        raise BuildError(f"target {text!r} is not known{reason}; choose cpu, cuda, {choices}")
     return Target(device, isa)

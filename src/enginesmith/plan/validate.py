@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from enginesmith.errors import PlanError
 from enginesmith.plan.expression import names_of
-from enginesmith.plan.plan import Plan
+from enginesmith.plan.plan import Address, KernelLaunch, Plan
 
 DTYPES = frozenset(
     {
@@ -40,10 +40,40 @@ def validate(plan: Plan) -> None:
         if buffer.kind == "arena":
             if not 0 <= buffer.first <= buffer.last:
                 raise _damaged(f"{where} lives from {buffer.first} to {buffer.last}")
+        elif buffer.kind == "persistent":
+            continue
         elif not 0 <= buffer.index < counts.get(buffer.kind, 0):
             raise _damaged(f"{where} is {buffer.kind!r} number {buffer.index}")
         if buffer.slack < 0 or (buffer.kind == "weights" and buffer.slack):
             raise _damaged(f"{where} has a slack of {buffer.slack}")
+    for i, launch in enumerate(plan.launches):
+        _launch(plan, launch, symbols, f"launch {i}")
+    for module in plan.modules:
+        if not 0 <= module.offset <= module.offset + module.size <= len(plan.code):
+            raise _damaged(f"the code of {module.kernel!r} lies outside of the plan's")
+
+
+def _launch(plan: Plan, launch: KernelLaunch, symbols: list[str], where: str) -> None:
+    if not 0 <= launch.step < len(plan.steps):
+        raise _damaged(f"{where} belongs to step {launch.step}")
+    kernel = plan.steps[launch.step].kernel
+    if kernel not in {m.kernel for m in plan.modules} or not launch.kernel.startswith(kernel):
+        raise _damaged(f"{where} runs {launch.kernel!r}, which the plan doesn't hold")
+    if not 1 <= launch.threads <= 1024 or not 0 <= launch.shared <= 1 << 18:
+        raise _damaged(f"{where} has {launch.threads} threads, {launch.shared} bytes shared")
+    if not all(1 <= size <= 16 for size in launch.cluster):
+        raise _damaged(f"{where} has clusters of {launch.cluster}")
+    _known((*launch.grid, *launch.values), symbols, where)
+    for spec in launch.maps:
+        _known((*spec.sizes, *spec.strides), symbols, where)
+        if not 1 <= len(spec.sizes) == len(spec.box) == len(spec.steps) <= 5:
+            raise _damaged(f"{where} has a tensor map of {len(spec.sizes)} sizes")
+        if len(spec.strides) != len(spec.sizes) - 1:
+            raise _damaged(f"{where} has a tensor map of {len(spec.strides)} strides")
+    addresses: list[Address] = [*launch.pointers, *(spec.base for spec in launch.maps)]
+    _known((a.offset for a in addresses), symbols, where)
+    if not all(0 <= a.buffer < len(plan.buffers) for a in addresses):
+        raise _damaged(f"{where} uses a buffer that the plan doesn't have")
 
 
 def _unique(role: str, names: list[str]) -> None:

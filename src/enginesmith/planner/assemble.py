@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from enginesmith.ir import dims
 from enginesmith.ir.dims import Dim
 from enginesmith.ir.graph import Graph, Value
 from enginesmith.kernels import FAMILIES
-from enginesmith.kernels.base import KernelSource, Size
+from enginesmith.kernels.base import ITEMSIZE, KernelSource, Size
 from enginesmith.plan.plan import Buffer, Plan, Step, SymbolRange, TensorSpec
 from enginesmith.plan.target import Target
 from enginesmith.planner.constraints import constraints
@@ -46,34 +47,34 @@ class Assembly:
 
 def assemble(parts: Assembly, cache: ArtifactCache) -> Plan:
     """The plan of a lowered and tuned model."""
-    return _Assembler(parts, cache).run()
+    if parts.target.device == "cuda":
+        from enginesmith.planner.assemble_cuda import CudaAssembler
+
+        return CudaAssembler(parts, cache).run()
+    return _CpuAssembler(parts, cache).run()
 
 
 def program_of(parts: Assembly, cache: ArtifactCache) -> str:
-    """The C of the program alone; nothing is compiled."""
-    launches, _ = _Assembler(parts, cache).launches()
+    """The C of a CPU's program alone; nothing is compiled."""
+    launches, _ = _CpuAssembler(parts, cache).launches()
     return program_text(launches)
 
 
-class _Assembler:
+class Assembler:
+    """What plans for CPUs and GPUs have in common: buffers, weights, the record of each step."""
+
     def __init__(self, parts: Assembly, cache: ArtifactCache) -> None:
         self.parts, self.cache = parts, cache
-        self.exprs: dict[str, int] = {}
+        self.families = FAMILIES[parts.target.device]
         self.buffers: list[Buffer] = []
         self.numbers: dict[int, int] = {}
         self.blob: list[bytes] = []
         self.blob_size = 0
         self.constants: dict[bytes, int] = {}
-        self.scratch: Dim = 0
-        self.sources: dict[str, KernelSource] = {}
 
-    def run(self) -> Plan:
+    def plan(self, steps: Sequence[Step], **program: Any) -> Plan:
+        """The plan with these steps; `program`: the fields that differ between devices."""
         parts = self.parts
-        launches, steps = self.launches()
-        program = program_text(launches)
-        texts = [POOL, *(s.c for s in self.sources.values())]
-        objects = self.compile_all([*texts, program])
-        code = link_shared(objects, parts.target, self.cache)
         weights = aligned([*self.blob, bytes(SLACK)])
         self.buffers[self.weights_buffer] = Buffer("weights", len(weights))
         return Plan(
@@ -83,28 +84,15 @@ class _Assembler:
             symbols=parts.ranges,
             inputs=tuple(map(_spec, parts.graph.inputs)),
             outputs=tuple(map(_spec, parts.graph.outputs)),
-            exprs=tuple(self.exprs),
             buffers=tuple(self.buffers),
             steps=tuple(steps),
-            scratch=_plain(self.scratch),
             constraints=constraints(parts.graph),
             notes=self.notes(),
             producer=f"enginesmith {_version()}",
             metadata=tuple(sorted(parts.graph.metadata.items())),
-            sources={name: s.c for name, s in self.sources.items()},
-            code=code,
             weights=weights,
+            **program,
         )
-
-    def launches(self) -> tuple[list[Launch], list[Step]]:
-        """Every step as the program runs it, and as the plan remembers it."""
-        self.number_buffers()
-        launches, steps = [], []
-        for i, step in enumerate(self.parts.steps):
-            launch, record = self.step(i, step, self.parts.choices[i])
-            launches.append(launch)
-            steps.append(record)
-        return launches, steps
 
     # -- buffers and addresses --------------------------------------------------------------------
 
@@ -114,24 +102,17 @@ class _Assembler:
         placed = {(s.kind, s.index): s for s in self.parts.storages if s.kind != "arena"}
         for kind, values in (("input", graph.inputs), ("output", graph.outputs)):
             for index, value in enumerate(values):
-                size = dims.product((*value.shape, np.dtype(value.dtype).itemsize))
+                size = dims.product((*value.shape, ITEMSIZE[value.dtype]))
                 if (storage := placed.get((kind, index))) is not None:
                     self.numbers[id(storage)] = len(self.buffers)
-                self.buffers.append(Buffer(kind, _plain(size), index))
+                self.buffers.append(Buffer(kind, plain(size), index))
         self.weights_buffer = len(self.buffers)
         self.buffers.append(Buffer("weights", 0))
         for storage in self.parts.storages:
             if storage.kind == "arena" and storage.last >= 0:
                 self.numbers[id(storage)] = len(self.buffers)
-                size = _plain(storage.size())
+                size = plain(storage.size())
                 self.buffers.append(Buffer("arena", size, 0, storage.first, storage.last, SLACK))
-
-    def expression(self, dim: Dim) -> str:
-        """C text of a size or offset: a literal, or an entry of the table."""
-        if isinstance(dim, int):
-            return str(dim)
-        index = self.exprs.setdefault(dims.to_text(dim), len(self.exprs))
-        return f"D[{index}]"
 
     def weight(self, array: np.ndarray) -> Pointer:
         """Place of a constant in the weights; equal bytes are stored once."""
@@ -146,38 +127,25 @@ class _Assembler:
 
     # -- steps ------------------------------------------------------------------------------------
 
-    def step(self, index: int, step: Lowered, choice: Choice) -> tuple[Launch, Step]:
-        target, family = self.parts.target, FAMILIES[step.family]
-        source = family.emit(step.problem, choice.tactic, target)
-        self.sources.setdefault(source.name, source)
+    def packed(self, step: Lowered, choice: Choice) -> dict[int, np.ndarray]:
+        """The constants of a step by operand, as its tactic reads them."""
         constants = {i: p for i, p in enumerate(step.places) if isinstance(p, np.ndarray)}
-        packed = family.pack(step.problem, choice.tactic, target, constants)
-        pointers = []
-        for i, place in enumerate(step.places):
-            if isinstance(place, Place):
-                offset = self.expression(place.offset)
-                pointers.append(Pointer(self.numbers[id(place.storage)], offset))
-            else:
-                pointers.append(self.weight(packed.get(i, place)))
-        workspace = self.dim(step, source.workspace)
-        if workspace != 0:
-            pointers.append(Pointer(len(self.buffers), 0))
-            self.buffers.append(Buffer("arena", _plain(workspace), 0, index, index, SLACK))
-        self.scratch = dims.dim_max(self.scratch, self.dim(step, source.scratch))
-        cost = family.cost(step.problem)
-        record = Step(
+        pack = self.families[step.family].pack
+        return {**constants, **pack(step.problem, choice.tactic, self.parts.target, constants)}
+
+    def record(self, step: Lowered, choice: Choice, kernel: str) -> Step:
+        """What the plan remembers of a step."""
+        cost = self.families[step.family].cost(step.problem)
+        return Step(
             op=step.op,
             problem=describe(step),
             tactic=str(choice.tactic),
-            kernel=source.name,
+            kernel=kernel,
             nodes=step.sources,
-            flops=_plain(self.dim(step, cost.flops)),
-            bytes=_plain(self.dim(step, cost.bytes)),
+            flops=plain(self.dim(step, cost.flops)),
+            bytes=plain(self.dim(step, cost.bytes)),
             timings=choice.timings,
         )
-        phases = tuple((source.name + p.suffix, p.tasks) for p in source.phases)
-        sizes = tuple(self.expression(d) for d in step.sizes)
-        return Launch(phases, tuple(pointers), sizes, step.op), record
 
     def dim(self, step: Lowered, size: Size) -> Dim:
         """A kernel's size over d0, d1, ... in terms of the model's symbols."""
@@ -185,12 +153,6 @@ class _Assembler:
             return size
         names = {f"d{i}": d for i, d in enumerate(step.sizes)}
         return dims.substitute(dims.parse(size), names)
-
-    def compile_all(self, texts: Sequence[str]) -> list[bytes]:
-        """Objects of these texts, compiled side by side."""
-        target, cache = self.parts.target, self.cache
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            return list(pool.map(lambda text: compile_object(text, target, cache), texts))
 
     def notes(self) -> tuple[str, ...]:
         untuned = [
@@ -206,7 +168,74 @@ class _Assembler:
         return tuple(notes)
 
     def has_choice(self, step: Lowered) -> bool:
-        return len(FAMILIES[step.family].tactics(step.problem, self.parts.target)) > 1
+        return len(self.families[step.family].tactics(step.problem, self.parts.target)) > 1
+
+
+class _CpuAssembler(Assembler):
+    """One C function that runs all steps, in a shared object."""
+
+    def __init__(self, parts: Assembly, cache: ArtifactCache) -> None:
+        super().__init__(parts, cache)
+        self.exprs: dict[str, int] = {}
+        self.scratch: Dim = 0
+        self.sources: dict[str, KernelSource] = {}
+
+    def run(self) -> Plan:
+        launches, steps = self.launches()
+        program = program_text(launches)
+        texts = [POOL, *(s.c for s in self.sources.values())]
+        objects = self.compile_all([*texts, program])
+        return self.plan(
+            steps,
+            exprs=tuple(self.exprs),
+            scratch=plain(self.scratch),
+            sources={name: s.c for name, s in self.sources.items()},
+            code=link_shared(objects, self.parts.target, self.cache),
+        )
+
+    def launches(self) -> tuple[list[Launch], list[Step]]:
+        """Every step as the program runs it, and as the plan remembers it."""
+        self.number_buffers()
+        launches, steps = [], []
+        for i, step in enumerate(self.parts.steps):
+            launch, record = self.step(i, step, self.parts.choices[i])
+            launches.append(launch)
+            steps.append(record)
+        return launches, steps
+
+    def step(self, index: int, step: Lowered, choice: Choice) -> tuple[Launch, Step]:
+        source = self.families[step.family].emit(step.problem, choice.tactic, self.parts.target)
+        self.sources.setdefault(source.name, source)
+        packed = self.packed(step, choice)
+        pointers = []
+        for i, place in enumerate(step.places):
+            if isinstance(place, Place):
+                offset = self.expression(place.offset)
+                pointers.append(Pointer(self.numbers[id(place.storage)], offset))
+            else:
+                pointers.append(self.weight(packed[i]))
+        workspace = self.dim(step, source.workspace)
+        if workspace != 0:
+            pointers.append(Pointer(len(self.buffers), 0))
+            self.buffers.append(Buffer("arena", plain(workspace), 0, index, index, SLACK))
+        self.scratch = dims.dim_max(self.scratch, self.dim(step, source.scratch))
+        phases = tuple((source.name + p.suffix, p.tasks) for p in source.phases)
+        sizes = tuple(self.expression(d) for d in step.sizes)
+        launch = Launch(phases, tuple(pointers), sizes, step.op)
+        return launch, self.record(step, choice, source.name)
+
+    def expression(self, dim: Dim) -> str:
+        """C text of a size or offset: a literal, or an entry of the table."""
+        if isinstance(dim, int):
+            return str(dim)
+        index = self.exprs.setdefault(dims.to_text(dim), len(self.exprs))
+        return f"D[{index}]"
+
+    def compile_all(self, texts: Sequence[str]) -> list[bytes]:
+        """Objects of these texts, compiled side by side."""
+        target, cache = self.parts.target, self.cache
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            return list(pool.map(lambda text: compile_object(text, target, cache), texts))
 
 
 def aligned(pieces: Sequence[bytes]) -> memoryview:
@@ -240,10 +269,10 @@ def describe(step: Lowered) -> str:
 
 
 def _spec(value: Value) -> TensorSpec:
-    return TensorSpec(value.name, value.dtype, tuple(_plain(d) for d in value.shape))
+    return TensorSpec(value.name, value.dtype, tuple(plain(d) for d in value.shape))
 
 
-def _plain(dim: Dim) -> int | str:
+def plain(dim: Dim) -> int | str:
     return dim if isinstance(dim, int) else dims.to_text(dim)
 
 

@@ -16,17 +16,21 @@ from sympy import sympify
 from enginesmith.ir import dims
 from enginesmith.ir.dims import Dim, Shape
 from enginesmith.ir.graph import Value
-from enginesmith.kernels.base import Operand, Problem, Size, add, mul
+from enginesmith.ir.strides import Stride, dense
+from enginesmith.kernels.base import ITEMSIZE, Operand, Problem, Size, add, mul
+from enginesmith.plan.arena import ALIGNMENT
 from enginesmith.planner.storage import (
     ClearHalo,
     Move,
     PlannedStep,
     Storage,
     StoragePlan,
-    Stride,
     View,
-    dense,
 )
+
+
+CALLER_ALIGNMENT = 16
+"""The runtime sees to it that inputs and outputs start at a multiple of so many bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +55,13 @@ class Lowered:
 
 @dataclass(slots=True)
 class Lowering:
-    """Collects the operands and runtime sizes of one problem."""
+    """Collects the operands and runtime sizes of one problem. aligned: operands say how their
+    addresses are aligned."""
 
     plan: StoragePlan
     lanes: int
     typical: Mapping[str, int]
+    aligned: bool = False
     sizes: list[Dim] = field(default_factory=list)
     operands: list[Operand] = field(default_factory=list)
     places: list[Place | np.ndarray] = field(default_factory=list)
@@ -92,7 +98,7 @@ class Lowering:
     def value(self, value: Value) -> None:
         """A value as it lies, or a constant in dense plain form."""
         if value.data is not None:
-            self.constant(value.data)
+            self.constant(held_data(value))
         else:
             self.view(self.plan.views[id(value)], value.shape, value.type.layout.block)
 
@@ -101,6 +107,7 @@ class Lowering:
     ) -> None:
         """An array in a storage, seen with `shape`; `block` is its layout's."""
         storage = view.storage
+        offset = dims.simplify((storage.origin() + view.offset) * ITEMSIZE[storage.dtype])
         self.operands.append(
             Operand(
                 storage.dtype,
@@ -108,10 +115,9 @@ class Lowering:
                 tuple(self.stride(s) for s in (view.strides if strides is None else strides)),
                 block,
                 storage.halo if block else (0, 0, 0, 0),
+                alignment=_alignment(storage, offset) if self.aligned else ALIGNMENT,
             )
         )
-        width = np.dtype(storage.dtype).itemsize
-        offset = dims.simplify((storage.origin() + view.offset) * width)
         self.places.append(Place(storage, offset))
 
     def constant(self, data: np.ndarray, broadcast: int = 0) -> None:
@@ -139,10 +145,12 @@ class Lowering:
         if view is not None:
             self.view(view, tuple(shape), 0, strides)
             return
-        assert value.data is not None
+        data = held_data(value)
         sizes = tuple(self.stride(s) for s in strides)
-        self.operands.append(Operand(value.dtype, self.shape(tuple(shape)), sizes, constant=True))
-        self.places.append(np.ascontiguousarray(value.data.reshape([int(d) for d in shape])))
+        self.operands.append(
+            Operand(data.dtype.name, self.shape(tuple(shape)), sizes, constant=True)
+        )
+        self.places.append(np.ascontiguousarray(data.reshape([int(d) for d in shape])))
 
     def blocked(self, value: Value, out: Shape) -> None:
         """An operand of pointwise work over a blocked result of shape `out`."""
@@ -204,6 +212,26 @@ class Lowering:
         return Lowered(family, problem, tuple(self.places), sizes, sources, op)
 
 
+def held_data(value: Value) -> np.ndarray:
+    """A constant's elements as they are held in memory."""
+    assert value.data is not None
+    if value.type.held == value.dtype:
+        return value.data
+    if value.type.held == "bfloat16":
+        import ml_dtypes  # a numpy type that onnx depends on
+
+        return value.data.astype(ml_dtypes.bfloat16)
+    return value.data.astype(value.type.held)
+
+
+def _alignment(storage: Storage, offset: Dim) -> int:
+    """What the address of `offset` bytes into a storage is a multiple of."""
+    unit = CALLER_ALIGNMENT if storage.kind in ("input", "output") else ALIGNMENT
+    while not dims.divisible(offset, unit):
+        unit //= 2
+    return unit
+
+
 def _multiple(dim: Dim, known: Dim) -> tuple[int, int] | None:
     """Factor > 0 and constant >= 0 with dim == factor * known + constant, or None."""
     (shift, rest), (own_shift, own_rest) = (sympify(d).as_coeff_Add() for d in (dim, known))
@@ -215,11 +243,15 @@ def _multiple(dim: Dim, known: Dim) -> tuple[int, int] | None:
     return (factor, constant) if constant >= 0 else None
 
 
-def lower(step: PlannedStep, plan: StoragePlan, lanes: int, typical: Mapping[str, int]) -> Lowered:
-    """The problem of one step. typical: symbol values to tune for."""
+def lower(
+    step: PlannedStep, plan: StoragePlan, lanes: int, typical: Mapping[str, int],
+    aligned: bool = False,
+) -> Lowered:  # fmt: skip
+    """The problem of one step. typical: symbol values to tune for; aligned: say how operands are
+    aligned (kernels for GPUs ask)."""
     from enginesmith.planner.problems import LOWERINGS, lower_halo, lower_move
 
-    lowering = Lowering(plan, lanes, typical)
+    lowering = Lowering(plan, lanes, typical, aligned)
     if isinstance(step, ClearHalo):
         return lower_halo(lowering, step)
     if isinstance(step, Move):

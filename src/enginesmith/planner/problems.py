@@ -31,6 +31,7 @@ from enginesmith.ir.ops import (
     TransposeAttrs,
     prologue_extras,
 )
+from enginesmith.ir.strides import Stride
 from enginesmith.kernels.argmax.problem import ArgMaxProblem
 from enginesmith.kernels.attention.problem import AttentionProblem
 from enginesmith.kernels.conv.problem import ConvProblem
@@ -48,8 +49,8 @@ from enginesmith.kernels.reduce.problem import ReduceProblem
 from enginesmith.kernels.resize.problem import ResizeProblem
 from enginesmith.kernels.sizes.problem import SizesProblem
 from enginesmith.kernels.softmax.problem import SoftmaxProblem
-from enginesmith.planner.lower import Lowered, Lowering
-from enginesmith.planner.storage import ClearHalo, Move, Stride, View, expanded, sliced
+from enginesmith.planner.lower import Lowered, Lowering, held_data
+from enginesmith.planner.storage import ClearHalo, Move, View, expanded, sliced
 
 
 def lower_halo(lowering: Lowering, step: ClearHalo) -> Lowered:
@@ -98,7 +99,7 @@ def _conv(lowering: Lowering, node: Node) -> Lowered:
     for value in extras[:own]:
         lowering.extra(value, node.output)
     for value in extras[own:]:
-        lowering.blocked(value, x.shape)
+        lowering.extra(value, x)
     lowering.value(node.output)
     if prologue is not None:
         # The IR counts the prologue's operands from 1 again, the problem after the epilogue's.
@@ -181,7 +182,7 @@ def _matmul(lowering: Lowering, node: Node) -> Lowered:
 def _factor(lowering: Lowering, value: Value, rank: int, swap: bool, column: bool) -> None:
     """A matrix operand: vectors become one row or column, missing batch axes repeat."""
     if value.data is not None:
-        data = value.data
+        data = held_data(value)
         if data.ndim == 1:
             data = data[:, None] if column else data[None, :]
         elif swap:

@@ -7,9 +7,7 @@ and, for readers that take any strides, transposes and expands are views. What r
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-import numpy as np
+from dataclasses import dataclass, field, replace
 
 from enginesmith.ir import dims
 from enginesmith.ir.dims import Dim, Shape
@@ -22,12 +20,18 @@ from enginesmith.ir.ops import (
     SliceAttrs,
     TransposeAttrs,
 )
-
-Stride = tuple[Dim, ...]
-"""A stride in elements as factors, so that lowering can write it over the sizes it already has."""
+from enginesmith.ir.strides import Stride, dense, natural, reshaped
+from enginesmith.ir.types import PLAIN
+from enginesmith.kernels.base import ITEMSIZE
 
 STRIDED_READERS = frozenset({"matmul", "attention"})
 """Operators whose own operands may have any strides at no cost."""
+
+STRIDED_WRITERS = frozenset({"matmul", "attention"})
+"""Operators whose rows of results may lie anywhere at no cost (where kernels take strides)."""
+
+SEEN = frozenset({"reshape", "slice", "transpose"})
+"""Operators that may be another look at their input's memory."""
 
 Halo = tuple[int, int, int, int]
 
@@ -36,7 +40,8 @@ Halo = tuple[int, int, int, int]
 class Storage:
     """One piece of memory. kind: arena, input, output (index: which one) or weights.
 
-    shape, block, halo: geometry of the value it was made for; first..last: steps it is alive."""
+    shape, block, halo, channels_last: geometry of the value it was made for; first..last: steps it
+    is alive."""
 
     kind: str
     dtype: str
@@ -44,6 +49,7 @@ class Storage:
     block: int
     index: int = 0
     halo: Halo = (0, 0, 0, 0)
+    channels_last: bool = False
     first: int = 1 << 30
     last: int = -1
 
@@ -56,7 +62,7 @@ class Storage:
 
     def strides(self) -> tuple[Stride, ...]:
         if not self.block:
-            return dense(self.shape)
+            return natural(self.shape, self.channels_last)
         height, width = self.plane()
         blocks = dims.ceildiv(self.shape[1], self.block)
         return (
@@ -80,15 +86,10 @@ class Storage:
 
     def size(self) -> Dim:
         """Bytes."""
-        return dims.simplify(self.elements() * np.dtype(self.dtype).itemsize)
+        return dims.simplify(self.elements() * ITEMSIZE[self.dtype])
 
     def touch(self, step: int) -> None:
         self.first, self.last = min(self.first, step), max(self.last, step)
-
-
-def dense(shape: Shape) -> tuple[Stride, ...]:
-    """Row-major strides."""
-    return tuple(tuple(shape[i + 1 :]) for i in range(len(shape)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +101,11 @@ class View:
     offset: Dim
     strides: tuple[Stride, ...]
 
-    def is_dense(self, shape: Shape) -> bool:
-        """Row-major without gaps (strides of size-1 dims don't matter)."""
+    def is_dense(self, shape: Shape, channels_last: bool = False) -> bool:
+        """Without gaps in this order (strides of size-1 dims don't matter)."""
         return all(
             d == 1 or dims.equal(dims.product(a), dims.product(b))
-            for d, a, b in zip(shape, self.strides, dense(shape), strict=True)
+            for d, a, b in zip(shape, self.strides, natural(shape, channels_last), strict=True)
         )
 
 
@@ -144,20 +145,26 @@ class StoragePlan:
         return View(storage, 0, storage.strides())
 
 
-def place(graph: Graph) -> StoragePlan:
-    """Decide every value's place, the remaining copies and all lifetimes."""
-    return _Placer(graph).run()
+def place(graph: Graph, strided: bool = False) -> StoragePlan:
+    """Decide every value's place, the remaining copies and all lifetimes.
+
+    strided: the target's kernels read and write operands of any strides (GPUs), so that more
+    reshapes and transposes are views; which of them cost nothing is decided here."""
+    return _Placer(graph, strided).run()
 
 
 class _Placer:
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, strided: bool) -> None:
         self.graph = graph
+        self.strided = strided
         self.plan = StoragePlan()
         self.parent: dict[int, tuple[Value, int]] = {}
         """Value -> (concat output it is written into, position along the axis is offsets[...])."""
         self.offset: dict[int, Dim] = {}
         self.axis: dict[int, int] = {}
         self.prefix_of: dict[int, Value] = {}
+        self.seen_as: dict[int, Node] = {}
+        """Value -> the transpose or reshape in whose output's memory its producer writes."""
 
     def run(self) -> StoragePlan:
         for position, value in enumerate(self.graph.inputs):
@@ -165,6 +172,8 @@ class _Placer:
         for node in reversed(self.graph.nodes):
             if node.op == "concat":
                 self.place_concat(node)
+            elif self.written_elsewhere(node):
+                self.seen_as[id(node.inputs[0])] = node
         for node in list(self.graph.nodes):
             self.visit(node)
         self.place_outputs()
@@ -207,8 +216,8 @@ class _Placer:
         if producer is None or id(value) in self.parent or self.graph.is_output(value):
             return False
         if producer.op in ("reshape", "slice", "transpose", "expand", "layout"):
-            # A conversion can write anywhere; a view can't.
-            if self.is_view(producer):
+            # A conversion can write anywhere; a view can't, but perhaps what it is a view of.
+            if self.is_view(producer) and not self.can_be_seen_as(producer):
                 return False
         if id(value) in self.prefix_of or sum(v is value for v in concat.inputs) > 1:
             return False
@@ -219,6 +228,15 @@ class _Placer:
             last = concat.inputs[-1] is value
             whole_blocks = last or dims.divisible(value.shape[1], layout.block)
             return dims.divisible(start, layout.block) and whole_blocks
+        return True
+
+    def can_be_seen_as(self, view: Node) -> bool:
+        """Can the producer of a reshape's input write into the reshape's place?"""
+        x = view.inputs[0]
+        own = x.producer is not None and x.producer.op not in (*SEEN, "expand", "layout", "concat")
+        if not self.strided or view.op != "reshape" or not own or not self.is_free(x):
+            return False
+        self.seen_as[id(x)] = view
         return True
 
     # -- views ------------------------------------------------------------------------------------
@@ -234,7 +252,7 @@ class _Placer:
             case "layout":
                 return self.same_memory(node)
             case "transpose":
-                return self.readers_take_strides(out)
+                return self.strided or self.readers_take_strides(out)
             case "expand":
                 return self.readers_take_strides(out) or all(
                     reader.op == "pointwise" and not reader.output.type.layout.block
@@ -242,15 +260,37 @@ class _Placer:
                 )
         return False
 
+    def written_elsewhere(self, node: Node) -> bool:
+        """Can the producer of a transpose's input write where the transpose would put it? If rows
+        stay rows, strides cost the writer nothing."""
+        attrs, x = node.attrs, node.inputs[0] if node.inputs else None
+        if not self.strided or not isinstance(attrs, TransposeAttrs) or x is None:
+            return False
+        rows_stay = attrs.perm[-1] == len(attrs.perm) - 1
+        own = x.producer is not None and x.producer.op in STRIDED_WRITERS
+        return rows_stay and own and self.is_free(x)
+
+    def is_free(self, value: Value) -> bool:
+        """Its place is open, and it has one reader."""
+        known = id(value) in self.parent or id(value) in self.prefix_of
+        return not known and len(value.uses) == 1 and not self.graph.is_output(value)
+
     def readers_take_strides(self, value: Value) -> bool:
+        """Is it read where strides cost nothing (or, by kernels of any strides, seen as such)?"""
         if self.graph.is_output(value) or not value.uses:
             return False
-        return all(n.op in STRIDED_READERS and slot < 3 for n, slot in value.uses)
+        return all(
+            (n.op in STRIDED_READERS and slot < 3)
+            or (self.strided and n.op in SEEN and self.readers_take_strides(n.output))
+            for n, slot in value.uses
+        )
 
     def same_memory(self, node: Node) -> bool:
         """Blocked and plain agree when planes are single pixels and channels fill their blocks (or
         there is one image and only the tail differs, which a plain reader never sees)."""
         x, y = node.inputs[0], node.output
+        if self.strided:
+            return True
         if x.type.rank != 4 or x.shape[2:] != (1, 1) or x.type.layout == y.type.layout:
             return False
         block = max(x.type.layout.block, y.type.layout.block)
@@ -274,14 +314,28 @@ class _Placer:
                 start = dims.floordiv(start, value.type.layout.block)
             shift = dims.simplify(outer.offset + start * dims.product(outer.strides[axis]))
             view = View(outer.storage, shift, outer.strides)
+        elif (node := self.seen_as.get(id(value))) is not None:
+            outer, y = self.view_of(node.output), node.output
+            if isinstance(node.attrs, TransposeAttrs):
+                perm = node.attrs.perm
+                strides = tuple(outer.strides[perm.index(axis)] for axis in range(len(perm)))
+            elif (back := reshaped(outer.strides, y.shape, value.shape)) is not None:
+                strides = back
+            else:
+                del self.seen_as[id(value)]
+                return self.root(value, "arena", 0)
+            view = View(outer.storage, outer.offset, strides)
         else:
             return self.root(value, "arena", 0)
         self.plan.views[id(value)] = view
         return view
 
     def root(self, value: Value, kind: str, index: int) -> View:
-        block = value.type.layout.block
-        storage = Storage(kind, value.dtype, value.shape, block, index)
+        layout = value.type.layout
+        storage = Storage(
+            kind, value.type.held, value.shape, layout.block, index,
+            channels_last=layout.channels_last,
+        )  # fmt: skip
         self.plan.storages.append(storage)
         view = View(storage, 0, storage.strides())
         self.plan.views[id(value)] = view
@@ -291,6 +345,9 @@ class _Placer:
         """Give the node's outputs a place; queue what must run."""
         if node.op == "concat":
             self.visit_concat(node)
+            return
+        if node.op in SEEN and self.seen_as.get(id(node.inputs[0])) is node:
+            self.view_of(node.output)  # the producer has written it
             return
         if self.is_view(node) and id(node.output) not in self.parent:
             view = self.derived_view(node)
@@ -327,17 +384,28 @@ class _Placer:
             case SliceAttrs(starts, steps):
                 return sliced(source, x, starts, steps)
             case TransposeAttrs(perm):
-                return View(source.storage, source.offset, tuple(source.strides[p] for p in perm))
+                strides = tuple(source.strides[p] for p in perm)
+                view = View(source.storage, source.offset, strides)
+                free = self.readers_take_strides(y) or view.is_dense(
+                    y.shape, y.type.layout.channels_last
+                )
+                return view if free else None
         if node.op == "expand":
             return View(source.storage, source.offset, expanded(source.strides, x.shape, y.shape))
+        if node.op == "layout" and self.strided:
+            same = source.is_dense(y.shape, y.type.layout.channels_last)
+            return View(source.storage, source.offset, source.strides) if same else None
         if node.op == "layout":
             if x.type.layout.block and not source.storage.block:
                 return None
             strides = _single_pixel_strides(source, x, y)
             return View(source.storage, source.offset, strides)
-        if x.type.layout.block or not source.is_dense(x.shape):
+        if x.type.layout.block:
             return None
-        return View(source.storage, source.offset, dense(y.shape))
+        if source.is_dense(x.shape):
+            return View(source.storage, source.offset, dense(y.shape))
+        seen = reshaped(source.strides, x.shape, y.shape) if self.strided else None
+        return None if seen is None else View(source.storage, source.offset, seen)
 
     def move(self, node: Node) -> None:
         """A reshape, slice, transpose or expand that has to copy: the target is seen with the shape
@@ -390,7 +458,7 @@ class _Placer:
                 view.storage.kind, view.storage.index = "output", position
                 taken.add(id(view.storage))
                 continue
-            copy = Value(f"{value.name}_copy", value.type)
+            copy = Value(f"{value.name}_copy", replace(value.type, layout=PLAIN))
             target = self.root(copy, "output", position)
             self.plan.steps.append(Move(value, copy, target))
 
@@ -399,6 +467,7 @@ class _Placer:
         return (
             storage.kind == "arena"
             and not storage.block
+            and storage.dtype == value.dtype
             and view.offset == 0
             and view.is_dense(value.shape)
             and dims.equal(storage.elements(), dims.product(value.shape))

@@ -21,7 +21,7 @@ class Bound:
     """What one set of input shapes makes of a plan.
 
     symbols: their values; outputs: shapes; dims: the values of Plan.exprs, for C; offsets: (buffer,
-    byte offset in the arena); arena: bytes; scratch: bytes per thread.
+    byte offset in the arena); arena: bytes; scratch: bytes per thread; persistent: (buffer, bytes).
     """
 
     symbols: Mapping[str, int]
@@ -30,6 +30,7 @@ class Bound:
     offsets: tuple[tuple[int, int], ...]
     arena: int
     scratch: int
+    persistent: tuple[tuple[int, int], ...] = ()
 
 
 class MisfitError(Exception):
@@ -54,6 +55,8 @@ class Binder:
         ]
         arena = [(i, b) for i, b in enumerate(plan.buffers) if b.kind == "arena"]
         self._arena = [(i, compile_expression(b.size)) for i, b in arena]
+        kept = [(i, b.size) for i, b in enumerate(plan.buffers) if b.kind == "persistent"]
+        self._persistent = [(i, compile_expression(size)) for i, size in kept]
         self._lifetimes = [(b.first, b.last) for _, b in arena]
         self._slack = max((b.slack for _, b in arena), default=0)
         self._cache: dict[tuple[Shape, ...], Bound] = {}
@@ -78,6 +81,7 @@ class Binder:
             sizes = [size(values) for _, size in self._arena]
             dims = (ctypes.c_int64 * max(1, len(self._exprs)))(*(e(values) for e in self._exprs))
             scratch = self._scratch(values)
+            persistent = tuple((i, size(values)) for i, size in self._persistent)
         except (KeyError, ZeroDivisionError, ArithmeticError) as error:
             raise PlanError(
                 f"the plan is damaged: a size can't be computed from {values}: {error!r}"
@@ -89,7 +93,7 @@ class Binder:
         offsets, arena = assign(sizes, self._lifetimes, self._slack)
         indices = (i for i, _ in self._arena)
         places = tuple(zip(indices, offsets, strict=True))
-        return Bound(values, outputs, dims, places, arena, scratch)
+        return Bound(values, outputs, dims, places, arena, scratch, persistent)
 
     def _check_constraints(self, values: Mapping[str, int]) -> None:
         problems = [

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from itertools import pairwise
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from enginesmith.runtime.binding import Binder, Bound, Shape
 from enginesmith.runtime.devices.cpu import Program
 from enginesmith.runtime.devices.memory import Memory
 from enginesmith.runtime.feeds import Array, check_outputs, gather
+
+if TYPE_CHECKING:
+    from enginesmith.runtime.devices.cuda import CudaDevice
 
 Outputs = dict[str, Array]
 IN_USE = (
@@ -54,11 +57,20 @@ class Pending:
 
 
 class Stream:
-    """A queue of inferences, run one after the other in the order they came, by its own thread."""
+    """A queue of inferences, run one after the other in the order they came: on a CPU by a thread of
+    its own, on a GPU as a stream of the device."""
 
     def __init__(self) -> None:
         self._process = 0
-        self._start()
+        self._on_gpu: dict[int, int] = {}
+
+    def cuda_stream(self, device: CudaDevice) -> int:
+        """The stream's handle on a GPU, made when first asked for."""
+        if device.ordinal not in self._on_gpu:
+            handle = device.stream()
+            self._on_gpu[device.ordinal] = handle
+            weakref.finalize(self, device.close_stream, handle).atexit = False
+        return self._on_gpu[device.ordinal]
 
     def _start(self) -> None:
         self._process = os.getpid()
@@ -72,7 +84,7 @@ class Stream:
     def submit(self, job: Callable[[], Outputs]) -> Pending:
         """Run `job` after all that was submitted before."""
         if self._process != os.getpid():
-            self._start()  # forked: the thread stayed in the parent
+            self._start()  # the first job, or forked: the thread stayed in the parent
         future: Future[Outputs] = Future()
         future.set_running_or_notify_cancel()
 

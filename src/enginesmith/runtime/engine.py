@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -20,21 +20,34 @@ from enginesmith.runtime.devices.cpu import Program
 from enginesmith.runtime.devices.memory import Memory
 from enginesmith.runtime.report import report_text
 
+if TYPE_CHECKING:
+    from enginesmith.runtime.cuda_context import CudaExecutionContext
+    from enginesmith.runtime.cuda_program import CudaProgram
+
+    Context: TypeAlias = ExecutionContext | CudaExecutionContext
+
 
 class Engine:
     """A model, built. Call it from any thread: `engine({"x": array})` or, with one input,
     `engine(array)`.
 
-    threads: how many it computes with; None for ENGINESMITH_THREADS, or all CPUs it may use.
-    PlanError if this machine can't run the plan.
+    threads: how many it computes with on a CPU; None for ENGINESMITH_THREADS, or all CPUs it may
+    use. PlanError if this machine can't run the plan, DeviceError if it has no usable GPU for it.
     """
 
     def __init__(self, plan: Plan, threads: int | None = None) -> None:
         self.plan = plan
-        self._program = Program(plan, threads)
+        self._program: Program | CudaProgram
+        if plan.target.startswith("cuda"):
+            from enginesmith.runtime.cuda_program import CudaProgram
+            from enginesmith.runtime.devices.cuda import cuda_device
+
+            self._program = CudaProgram(plan, cuda_device())
+        else:
+            self._program = Program(plan, threads)
+            self._weights, self._weights_address = _aligned(plan.weights)
         self._binder = Binder(plan)
-        self._weights, self._weights_address = _aligned(plan.weights)
-        self._shared: ExecutionContext | None = None
+        self._shared: Context | None = None
         self._turn = threading.Lock()
         _ENGINES.add(self)
 
@@ -50,8 +63,8 @@ class Engine:
 
     @property
     def threads(self) -> int:
-        """Threads it computes with."""
-        return self._program.threads
+        """Threads it computes with (1 on a GPU)."""
+        return self._program.threads if isinstance(self._program, Program) else 1
 
     @property
     def report(self) -> str:
@@ -84,8 +97,12 @@ class Engine:
             )
         return {spec.name: array for spec, array in zip(self.inputs, arrays, strict=True)}
 
-    def context(self) -> ExecutionContext:
+    def context(self) -> Context:
         """A new execution context: for control of memory, asynchronous runs and profiling."""
+        if not isinstance(self._program, Program):
+            from enginesmith.runtime.cuda_context import CudaExecutionContext
+
+            return CudaExecutionContext(self.plan, self._binder, self._program)
         return ExecutionContext(
             self.plan, self._binder, self._program, self._weights, self._weights_address
         )
@@ -96,8 +113,8 @@ class Engine:
 
     def close(self) -> None:
         """Stop the threads and free the memory; running the engine is an error afterwards."""
-        self._program.close()
         self._shared = None
+        self._program.close()
 
     def __enter__(self) -> Engine:
         return self

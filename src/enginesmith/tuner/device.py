@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from enginesmith.codegen.pool import POOL
 from enginesmith.kernels.base import KernelSource, Operand, Problem, value_of
+from enginesmith.kernels.cuda import CudaSource
 from enginesmith.plan.target import Target
 from enginesmith.runtime.devices.cpu import SIGNATURES, Library, ThreadPool
 from enginesmith.runtime.devices.memory import Memory
 from enginesmith.toolchain.cache import ArtifactCache
-from enginesmith.toolchain.cc import compile_object, link_shared
+from enginesmith.toolchain.cc import compile_object, compiler_version, link_shared
 
 SLACK = 4096
 EVICT_BYTES = 4 << 20
@@ -40,12 +41,16 @@ void es_walk_task(char *const *p, const int64_t *d, int64_t begin, int64_t end, 
 SIGNATURES["es_flush"] = ([ctypes.c_void_p, ctypes.c_int64], None)
 
 
+Source: TypeAlias = KernelSource | CudaSource
+Clock: TypeAlias = Callable[[], float]
+
+
 class Trial(Protocol):
-    """A kernel ready to run: `prepare` makes caches cold as in a network, `run` does all phases."""
+    """A kernel ready to run."""
 
-    def prepare(self) -> None: ...
-
-    def run(self) -> None: ...
+    def time(self, clock: Clock) -> float:
+        """Seconds of one run, with caches as they are in a network. A device that can tell better
+        than the host's clock ignores `clock`."""
 
 
 class Device(Protocol):
@@ -53,12 +58,15 @@ class Device(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Machine and thread count: part of the timing cache's key."""
+        """Machine, thread count and compiler: part of the timing cache's key."""
+
+    def compile(self, source: Source) -> bytes:
+        """The machine code of a candidate; called from several threads."""
 
     def load(
         self,
         problem: Problem,
-        sources: Sequence[KernelSource],
+        sources: Sequence[Any],
         objects: Sequence[bytes],
         constants: Sequence[Mapping[int, np.ndarray]],
         cold: bool,
@@ -81,7 +89,12 @@ class CpuDevice:
 
     @property
     def fingerprint(self) -> str:
-        return f"{cpu_model()}|{self.target}|{self.threads}"
+        return f"{cpu_model()}|{self.target}|{self.threads}|{compiler_version()}"
+
+    def compile(self, source: Source) -> bytes:
+        """See `Device`."""
+        assert isinstance(source, KernelSource)
+        return compile_object(source.c, self.target, self.cache)
 
     def close(self) -> None:
         """Stop the worker threads."""
@@ -162,7 +175,15 @@ class _CpuTrial:
             for phase in source.phases
         ]
 
+    def time(self, clock: Clock) -> float:
+        """See `Trial`."""
+        self.prepare()
+        start = clock()
+        self.run()
+        return clock() - start
+
     def prepare(self) -> None:
+        """Make caches cold as in a network."""
         self.device.pool.reserve(self.scratch)
         if not self.weights:
             return
@@ -173,6 +194,7 @@ class _CpuTrial:
             self.device.evict()
 
     def run(self) -> None:
+        """All phases."""
         begin, end = (self.device.library.function(n) for n in ("es_begin", "es_end"))
         begin(self.device.pool.address)
         for function, tasks in self.launches:

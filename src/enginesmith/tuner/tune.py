@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from enginesmith.kernels import FAMILIES
-from enginesmith.kernels.base import KernelSource, Problem, Tactic
+from enginesmith.kernels.base import Problem, Tactic
 from enginesmith.plan.target import Target
 from enginesmith.toolchain.cache import ArtifactCache
-from enginesmith.toolchain.cc import compile_object, compiler_version
-from enginesmith.tuner.device import Device, Trial
+from enginesmith.tuner.device import Clock, Device, Source, Trial
 
 ROUNDS = 12
 """At most so many timed runs of each candidate."""
@@ -26,7 +25,6 @@ DROP = 1.3
 SLICE = 0.25
 """Seconds of timing a problem gets at most (after three rounds of everything)."""
 
-Clock = Callable[[], float]
 Report = Callable[[int, int, str], None]
 
 
@@ -51,17 +49,17 @@ class Choice:
 
 def candidates(family: str, problem: Problem, target: Target) -> tuple[Tactic, ...]:
     """The family's tactics for the problem."""
-    found: tuple[Tactic, ...] = FAMILIES[family].tactics(problem, target)
+    found: tuple[Tactic, ...] = FAMILIES[target.device][family].tactics(problem, target)
     return found
 
 
 def timing_key(
-    family: str, problem: Problem, sources: Sequence[KernelSource], device: Device, cold: bool
+    family: str, problem: Problem, sources: Sequence[Source], device: Device, cold: bool
 ) -> str:
     """Changes when the problem, any candidate's text, the compiler or the machine changes."""
     texts = [s.name for s in sources]
     return ArtifactCache.key(
-        "timing-1", family, repr(problem), *texts, device.fingerprint, compiler_version(), str(cold)
+        "timing-2", family, repr(problem), *texts, device.fingerprint, str(cold)
     )
 
 
@@ -78,11 +76,11 @@ def tune(
         return chosen
     order = sorted(range(len(tasks)), key=lambda i: -tasks[i].weight)
     pending: list[int] = []
-    emitted: dict[int, list[KernelSource]] = {}
+    emitted: dict[int, list[Source]] = {}
     for i in order:
         if len(options[i]) == 1:
             continue
-        family = FAMILIES[tasks[i].family]
+        family = FAMILIES[target.device][tasks[i].family]
         emitted[i] = [family.emit(tasks[i].problem, o, target) for o in options[i]]
         key = timing_key(tasks[i].family, tasks[i].problem, emitted[i], device, cold)
         known = _read(cache, key, options[i])
@@ -97,24 +95,21 @@ def tune(
         for group in _groups(pending, emitted):
             if deadline is not None and clock() > deadline:
                 break
-            texts = {s.c: None for i in group for s in emitted[i]}
-            names = list(texts)
-            report(done, len(pending), f"compiling {len(names)} candidates")
-            binaries = dict(
-                zip(names, pool.map(lambda c: compile_object(c, target, cache), names), strict=True)
-            )
+            texts = {s.name: s for i in group for s in emitted[i]}
+            report(done, len(pending), f"compiling {len(texts)} candidates")
+            binaries = dict(zip(texts, pool.map(device.compile, texts.values()), strict=True))
             for i in group:
                 if deadline is not None and clock() > deadline:
                     break
                 task = tasks[i]
                 report(done, len(pending), f"timing {task.family}")
-                family = FAMILIES[task.family]
+                family = FAMILIES[target.device][task.family]
                 packed = [
                     {**task.constants, **family.pack(task.problem, o, target, task.constants)}
                     for o in options[i]
                 ]
                 trials = device.load(
-                    task.problem, emitted[i], [binaries[s.c] for s in emitted[i]], packed, cold
+                    task.problem, emitted[i], [binaries[s.name] for s in emitted[i]], packed, cold
                 )
                 seconds = time_trials(trials, clock)
                 key = timing_key(task.family, task.problem, emitted[i], device, cold)
@@ -130,25 +125,19 @@ def time_trials(trials: Sequence[Trial], clock: Clock = time.perf_counter) -> li
     best = [float("inf")] * len(trials)
     start = clock()
     for trial in trials:
-        trial.prepare()
-        trial.run()
+        trial.time(clock)
     for round_ in range(ROUNDS):
         fastest = min(best)
         for i, trial in enumerate(trials):
             if round_ >= 3 and best[i] > DROP * fastest:
                 continue
-            trial.prepare()
-            before = clock()
-            trial.run()
-            best[i] = min(best[i], clock() - before)
+            best[i] = min(best[i], trial.time(clock))
         if round_ >= 3 and clock() - start > SLICE:
             break
     return best
 
 
-def _groups(
-    pending: Sequence[int], emitted: Mapping[int, Sequence[KernelSource]]
-) -> list[list[int]]:
+def _groups(pending: Sequence[int], emitted: Mapping[int, Sequence[Source]]) -> list[list[int]]:
     """Cut into runs of about 24 candidates."""
     groups: list[list[int]] = []
     count = 24

@@ -1,0 +1,201 @@
+"""Times kernels on a GPU. The tuner sees it as an injected `Device`.
+
+A trial is a graph of some runs of the candidate one after the other, timed with events: what counts
+is how long it occupies the GPU when launches overlap as in a plan. Constants are there in several
+copies that the runs take in turn, so that weights come from memory as they do in a network that is
+larger than the cache; activations are shared and as warm as the candidate leaves them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from enginesmith.errors import DeviceError
+from enginesmith.kernels.base import ITEMSIZE, Operand, Problem, value_of
+from enginesmith.kernels.cuda import CudaSource
+from enginesmith.plan.target import Target
+from enginesmith.runtime.cuda_program import OVERLAPPING, pack_parameters
+from enginesmith.runtime.devices.cuda import CudaDevice, DeviceMemory
+from enginesmith.toolchain.cache import ArtifactCache
+from enginesmith.toolchain.nvrtc import compile_cubin, compiler_version
+from enginesmith.tuner.device import Clock, Source, Trial
+
+RUNS = 8
+"""Runs in one graph."""
+
+COLD_BYTES = 64 << 20
+"""Copies of the constants together should exceed the last-level cache."""
+
+PAD = 4096
+"""Bytes around each operand."""
+
+
+class CudaTuningDevice:
+    """The GPU `device`."""
+
+    def __init__(self, device: CudaDevice, target: Target, cache: ArtifactCache) -> None:
+        self.device, self.target, self.cache = device, target, cache
+        self.stream = device.stream()
+        self.start, self.end = device.event(timing=True), device.event(timing=True)
+
+    @property
+    def fingerprint(self) -> str:
+        device = self.device
+        return f"{device.name}|{self.target}|{device.driver_version}|{compiler_version()}"
+
+    def compile(self, source: Source) -> bytes:
+        """See `Device`."""
+        assert isinstance(source, CudaSource)
+        return compile_cubin(source.code, self.target, self.cache)
+
+    def close(self) -> None:
+        """Give back streams and events."""
+        self.device.close_stream(self.stream)
+        self.device.close_event(self.start)
+        self.device.close_event(self.end)
+
+    def load(
+        self, problem: Problem, sources: Sequence[CudaSource], objects: Sequence[bytes],
+        constants: Sequence[Mapping[int, np.ndarray]], cold: bool,
+    ) -> list[Trial]:  # fmt: skip
+        self.device.use()
+        operands = [self.operand(o, problem.hint) for o in problem.operands]
+        return [
+            _CudaTrial(self, problem, source, binary, operands, packed)
+            for source, binary, packed in zip(sources, objects, constants, strict=True)
+        ]
+
+    def operand(self, operand: Operand, hint: tuple[int, ...]) -> tuple[DeviceMemory, int]:
+        """Memory with random values for one operand, and the address of logical index 0."""
+        shape = [value_of(s, hint) for s in operand.shape]
+        strides = [value_of(s, hint) for s in operand.strides]
+        extent = 1 + sum((max(n, 1) - 1) * s for n, s in zip(shape, strides, strict=True))
+        memory = self.device.allocate(extent * ITEMSIZE[operand.dtype] + 2 * PAD)
+        pattern = random_bytes(operand.dtype, min(extent * ITEMSIZE[operand.dtype], 1 << 22))
+        for at in range(0, memory.size, pattern.nbytes):
+            size = min(pattern.nbytes, memory.size - at)
+            self.device.copy_in(memory.address + at, pattern.ctypes.data, size, self.stream)
+        self.device.synchronize(self.stream)
+        return memory, memory.address + PAD
+
+    def upload(self, data: np.ndarray) -> DeviceMemory:
+        """A copy of a host array."""
+        memory = self.device.allocate(data.nbytes)
+        self.device.copy_in(memory.address, data.ctypes.data, data.nbytes, self.stream)
+        self.device.synchronize(self.stream)
+        return memory
+
+
+def random_bytes(dtype: str, size: int) -> np.ndarray:
+    """Random elements: small numbers, ones for integers (they may be indices)."""
+    count = max(1, size // ITEMSIZE[dtype])
+    values = np.random.default_rng(0).standard_normal(count).astype(np.float32)
+    if dtype == "bfloat16":
+        return (values.view(np.uint32) >> 16).astype(np.uint16)
+    if dtype.startswith("float"):
+        return values.astype(dtype)
+    return np.ones(count, dtype)
+
+
+class _CudaTrial:
+    def __init__(
+        self, owner: CudaTuningDevice, problem: Problem, source: CudaSource, binary: bytes,
+        operands: Sequence[tuple[DeviceMemory, int]], packed: Mapping[int, np.ndarray],
+    ) -> None:  # fmt: skip
+        self.owner = owner
+        self.keep: list[Any] = [operands]
+        self.graph = 0
+        self.module = 0
+        try:
+            self.build(problem, source, binary, [a for _, a in operands], packed)
+        except DeviceError as error:
+            if not error.usable:
+                raise
+            self.graph = 0  # such as more registers than a block may use: never the fastest
+
+    def build(
+        self, problem: Problem, source: CudaSource, binary: bytes, addresses: Sequence[int],
+        packed: Mapping[int, np.ndarray],
+    ) -> None:  # fmt: skip
+        owner, device = self.owner, self.owner.device
+        self.module = device.module(binary)
+        workspace = value_of(source.workspace, problem.hint)
+        extra = []
+        if source.workspace != 0:
+            memory = device.allocate(workspace)
+            device.clear(memory.address, memory.size, owner.stream)
+            extra.append(memory.address)
+            self.keep.append(memory)
+        arrays = {i: np.ascontiguousarray(a) for i, a in packed.items()}
+        total = sum(a.nbytes for a in arrays.values())
+        copies = 1 if total == 0 else max(1, min(RUNS, COLD_BYTES // max(total, 1)))
+        sets = []
+        for _ in range(copies):
+            pointers = [*addresses, *extra]
+            for i, array in arrays.items():
+                memory = owner.upload(array)
+                self.keep.append(memory)
+                pointers[i] = memory.address
+            sets.append(self.launches(problem, source, pointers))
+        self.issue(sets[0], first=True)
+        device.synchronize(owner.stream)
+        with device.capture(owner.stream) as made:
+            for run in range(RUNS):
+                self.issue(sets[run % copies], first=run == 0)
+        self.graph = made[0]
+
+    def launches(self, problem: Problem, source: CudaSource, pointers: Sequence[int]) -> list[Any]:
+        device, hint, ready = self.owner.device, problem.hint, []
+        for launch in source.launches:
+            grid = tuple(value_of(size, hint) for size in launch.grid)
+            if min(grid) == 0:
+                continue
+            name = source.name + launch.suffix
+            function = device.function(self.module, name, launch.shared)
+            values = [value_of(v, hint) for v in launch.values]
+            maps = []
+            for spec in launch.maps:
+                width = ITEMSIZE[spec.dtype]
+                maps.append(
+                    device.tensor_map(
+                        pointers[spec.operand], spec.dtype,
+                        [value_of(s, hint) for s in spec.sizes],
+                        [width * value_of(s, hint) for s in spec.strides],
+                        spec.box, spec.swizzle, spec.element_strides or (1,) * len(spec.sizes),
+                    )
+                )  # fmt: skip
+            parameters, memory = pack_parameters(pointers, values, maps)
+            self.keep.append(memory)
+            ready.append(
+                (function, grid, launch.threads, launch.shared, launch.cluster, parameters)
+            )
+        return ready
+
+    def issue(self, launches: Sequence[Any], first: bool) -> None:
+        device = self.owner.device
+        for number, launch in enumerate(launches):
+            overlap = device.arch >= OVERLAPPING and not (first and number == 0)
+            function, grid, threads, shared, cluster, parameters = launch
+            device.launch(
+                function, grid, threads, shared, cluster, parameters, self.owner.stream, overlap
+            )
+
+    def time(self, clock: Clock) -> float:
+        """See `Trial`."""
+        if not self.graph:
+            return float("inf")
+        owner, device = self.owner, self.owner.device
+        device.record(owner.start, owner.stream)
+        device.replay(self.graph, owner.stream)
+        device.record(owner.end, owner.stream)
+        device.wait_for(owner.end)
+        return device.elapsed(owner.start, owner.end) / RUNS
+
+    def __del__(self) -> None:
+        if self.graph:
+            self.owner.device.close_graph(self.graph)
+        if self.module:
+            self.owner.device.unload(self.module)

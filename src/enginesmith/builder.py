@@ -107,9 +107,12 @@ def build(
     they are over, what is left keeps its heuristic tactic. tuning=False times nothing. threads: how
     many the engine is tuned for (default: what this process may use). cache: folder of compiled
     kernels and timings (default ENGINESMITH_CACHE or the user's cache folder). progress: called
-    often.
+    often. target: "cpu" or "cuda" (this machine's), or one of plan/target.py, such as
+    "cuda:sm_90". precision: what values are held in, "fp32" or on GPUs "fp16" or "bf16" (sums are
+    always float32's); inputs and outputs keep the model's types.
 
-    Raises ModelError (all problems of the model at once), UnsupportedError, BuildError.
+    Raises ModelError (all problems of the model at once), UnsupportedError, BuildError, and
+    DeviceError if there is no usable GPU for target="cuda".
     """
     started = time.perf_counter()
     tell = progress or (lambda _: None)
@@ -126,7 +129,7 @@ def build(
         Assembly(graph, steps, choices, storage.storages, ranges, machine, precision), store
     )
     tell(Progress("compile", 1, 1))
-    return Engine(plan, threads=threads)
+    return Engine(plan, threads=threads, defer=True)
 
 
 def _target(target: str, precision: str) -> Target:
@@ -277,13 +280,14 @@ def _task(step: Lowered, count: int, family: Any) -> Task:
 
 
 def check_model(
-    model: Source, shapes: Mapping[str, ShapeLike] | None = None, target: str = "cpu"
-) -> tuple[Problem, ...]:
+    model: Source, shapes: Mapping[str, ShapeLike] | None = None, target: str = "cpu",
+    precision: str = "fp32",
+) -> tuple[Problem, ...]:  # fmt: skip
     """Everything that stands in the way of building `model`, all at once; empty if nothing does."""
     try:
-        machine = _target(target, "fp32")
+        machine = _target(target, precision)
         graph, ranges = _read(model, shapes or {}, lambda _: None)
-        _optimize(graph, machine, "fp32", lambda _: None)
+        _optimize(graph, machine, precision, lambda _: None)
         _lower(graph, machine, {r.name: r.opt for r in ranges})
     except ModelError as error:
         return error.problems or (Problem("model", error.summary),)

@@ -42,10 +42,12 @@ def lowered(
     graph: Graph, target: Target, symbols: Mapping[str, int]
 ) -> tuple[list[Lowered], StoragePlan]:
     """The steps of a graph that has layouts; every one must be served by its family."""
-    plan = place(graph)
-    steps = [lower(step, plan, target.lanes, symbols) for step in plan.steps]
+    gpu = target.device == "cuda"
+    plan = place(graph, strided=gpu)
+    lanes = 0 if gpu else target.lanes
+    steps = [lower(step, plan, lanes, symbols, aligned=gpu) for step in plan.steps]
     for step in steps:
-        reason = FAMILIES["cpu"][step.family].why_not(step.problem, target)
+        reason = FAMILIES[target.device][step.family].why_not(step.problem, target)
         assert reason is None, f"{step.op}: {reason}"
     return steps, plan
 

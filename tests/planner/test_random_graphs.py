@@ -19,6 +19,7 @@ from enginesmith.ir import dims, reference
 from enginesmith.ir.graph import Graph
 from enginesmith.ir.printer import print_graph
 from enginesmith.ir.verifier import verify
+from enginesmith.passes.channels_last import assign_channels_last
 from enginesmith.passes.layout import assign_layouts
 from enginesmith.passes.pipeline import run_pipeline
 from enginesmith.plan.plan import SymbolRange
@@ -29,7 +30,7 @@ from enginesmith.runtime.engine import Engine
 from enginesmith.toolchain.cache import ArtifactCache
 from enginesmith.tuner.tune import Choice, candidates
 
-TARGETS = [Target("cpu", isa) for isa in ("avx2", "avx512")]
+TARGETS = [Target("cpu", "avx2"), Target("cpu", "avx512"), Target("cuda", "sm_90")]
 HERE = [target for target in TARGETS if target.isa in host_isas()]
 CACHE = ArtifactCache(Path(os.environ["ENGINESMITH_CACHE"]))
 NO_HURRY = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
@@ -42,8 +43,11 @@ SOME = settings(FEW, max_examples=60, derandomize=False)
 
 
 def optimized(graph: Graph, target: Target) -> Graph:
-    run_pipeline(graph)
-    assign_layouts(graph, target.lanes)
+    run_pipeline(graph, strided=target.device == "cuda")
+    if target.device == "cuda":
+        assign_channels_last(graph)
+    else:
+        assign_layouts(graph, target.lanes)
     verify(graph)
     return graph
 

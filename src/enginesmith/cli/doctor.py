@@ -17,9 +17,9 @@ from rich.text import Text
 
 from enginesmith.cli import display
 from enginesmith.cli.options import example
-from enginesmith.errors import EnginesmithError
+from enginesmith.errors import BuildError, DeviceError, EnginesmithError
 from enginesmith.knobs import knobs
-from enginesmith.plan.target import ISAS
+from enginesmith.plan.target import ARCHITECTURES, ISAS
 from enginesmith.runtime.devices.host import available_threads, cpu_quota, host_isas
 
 NEEDED = ("numpy", "onnx", "protobuf", "sympy", "ziglang", "click", "rich")
@@ -180,6 +180,29 @@ def toolchain() -> Iterator[Finding]:
     yield Finding("speed", "ok", text)
 
 
+def gpu() -> Iterator[Finding]:
+    """The first NVIDIA GPU, if there is one, and what building for it takes."""
+    from enginesmith.runtime.devices.cuda import cuda_device
+    from enginesmith.toolchain import nvrtc
+
+    try:
+        device = cuda_device()
+    except DeviceError as error:
+        yield Finding("gpu", "ok", f"none: {error}")
+        return
+    version_text = f"{device.driver_version // 1000}.{device.driver_version % 1000 // 10}"
+    text = f"{device.name}: cuda:sm_{device.arch}, {device.multiprocessors} multiprocessors"
+    yield Finding("gpu", "ok", f"{text}, driver for CUDA {version_text}")
+    if f"sm_{device.arch}" not in ARCHITECTURES:
+        text = f"sm_{device.arch} is none of {', '.join(ARCHITECTURES)}"
+        yield Finding("gpu", "error", text, "use target='cpu'; engines for this GPU can't be built")
+        return
+    try:
+        yield Finding("nvrtc", "ok", nvrtc.compiler_version())
+    except BuildError as error:
+        yield Finding("nvrtc", "warning", str(error), "pip install 'enginesmith[cuda]'")
+
+
 def self_test() -> Iterator[Finding]:
     """Build a model of two nodes and compare its output with numpy's."""
     import numpy as np
@@ -207,4 +230,4 @@ def self_test() -> Iterator[Finding]:
         yield Finding("self-test", "error", f"wrong result, largest error {error:.0e}", remedy)
 
 
-CHECKS = (versions, processor, memory, cache, toolchain, self_test)
+CHECKS = (versions, processor, memory, cache, toolchain, gpu, self_test)

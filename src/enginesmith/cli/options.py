@@ -119,9 +119,10 @@ def build_options(command: Command) -> Command:
     for option in reversed(
         (
             click.option("--target", default="cpu", show_default=True, metavar="DEVICE[:ISA]",
-                         help="cpu (this machine's best), cpu:avx2 or cpu:avx512."),
+                         help="cpu or cuda (this machine's best), or cpu:avx2, cpu:avx512, "
+                              "cuda:sm_80, cuda:sm_90, ..."),
             click.option("--precision", default="fp32", show_default=True, metavar="TYPE",
-                         help="Arithmetic of the engine; fp32 so far."),
+                         help="fp32; on GPUs also fp16 and bf16."),
             click.option("--shape", "shapes", type=NamedSymbolicShape(), multiple=True,
                          help="Fix an input's shape: x=1x3x224x224; with commas, dims may be "
                               "symbols: x=batch,3,224,224. May be repeated."),

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from enginesmith.ir.expr import Arg, Call, Const
 from enginesmith.ir.graph import Graph, Node, Value
 from enginesmith.ir.ops import (
@@ -58,9 +60,10 @@ def attention(graph: Graph) -> bool:
             q = _swapped(edits, node, q)
         if not scores.product.attrs.transpose_b:
             k = _swapped(edits, node, k)
-        inputs = [q, k, v] if scores.mask is None else [q, k, v, scores.mask]
+        causal = scores.mask is not None and _is_causal(scores.mask, q, k)
+        inputs = [q, k, v] if scores.mask is None or causal else [q, k, v, scores.mask]
         scale = scores.scale * scale_q * scale_k
-        edits.replace(node, "attention", inputs, AttentionAttrs(scale))
+        edits.replace(node, "attention", inputs, AttentionAttrs(scale, causal))
         count += 1
     note(graph, count, "recognised {} attention", "recognised {} attentions")
     return edits.apply()
@@ -137,6 +140,20 @@ def _masked(value: Value) -> tuple[Value, Value] | None:
                     return scores, mask
     return None
 
+
+def _is_causal(mask: Value, q: Value, k: Value) -> bool:
+    """Does this constant hide exactly the keys after each query?"""
+    size = q.shape[2]
+    if mask.data is None or not isinstance(size, int) or k.shape[2] != size:
+        return False
+    if mask.data.shape[-2:] != (size, size):
+        return False
+    hidden = np.triu(np.ones((size, size), np.bool_), 1)
+    return bool(np.all(mask.data[..., ~hidden] == 0) and np.all(mask.data[..., hidden] <= HIDES))
+
+
+HIDES = -1e30
+"""A mask of at most this leaves nothing of a key beside others."""
 
 _SCORE_OPS = ("matmul", "pointwise")
 

@@ -21,6 +21,7 @@ from enginesmith.passes.pad_into_conv import pad_into_conv
 from enginesmith.passes.pointwise_fusion import pointwise_duplication, pointwise_fusion
 from enginesmith.passes.prologue_fusion import prologue_fusion
 from enginesmith.passes.reshapes import reshapes
+from enginesmith.passes.row_order import row_order
 from enginesmith.passes.scalar_operands import scalar_operands
 from enginesmith.passes.sink_reshapes import sink_reshapes
 from enginesmith.passes.sink_transposes import sink_transposes
@@ -59,6 +60,7 @@ PIPELINE: tuple[Stage, ...] = (
 """The pipeline of every target, in order."""
 
 STRIDED: tuple[Stage, ...] = (
+    Stage("order rows", (row_order, *_CLEANUP), repeat=True),
     Stage("fuse around transposes",
           (sink_transposes, pointwise_fusion, epilogue_fusion, *_CLEANUP), repeat=True),
     Stage("merge", (merge_matmuls, *_CLEANUP)),

@@ -15,6 +15,12 @@ And so does a transpose between a reshape that merges axes and one that splits t
     %b = transpose(%a) perm=(0, 2, 1)
     %c = reshape(%b)                                       (6, 5, 4) -> (2, 3, 5, 4)    ->
     %c = transpose(%x) perm=(0, 1, 3, 2)
+
+A reshape that splits axes behind a transpose goes before it, where it meets another reshape:
+
+    %a = reshape(%x)                                       (9, 2, 12) -> (9, 8, 3)
+    %b = transpose(%a) perm=(1, 0, 2)                      %a = reshape(%x)     -> (9, 2, 4, 3)
+    %c = reshape(%b)         (8, 9, 3) -> (2, 4, 9, 3) ->  %c = transpose(%a) perm=(1, 2, 0, 3)
 """  # fmt: skip
 
 from __future__ import annotations
@@ -51,19 +57,38 @@ def _merge_reshape(edits: Edits, node: Node) -> None:
         edits.replace(node, "reshape", producer.inputs, ReshapeAttrs())
     elif (inner := producer.inputs[0].producer if producer.op == "transpose" else None) is not None:
         assert isinstance(producer.attrs, TransposeAttrs)
-        groups = _merged_axes(inner) if inner.op == "reshape" else None
+        x = inner.inputs[0]
+        groups = _merged_axes(x.shape, inner.output.shape) if inner.op == "reshape" else None
         if groups is not None:
-            x = inner.inputs[0]
             perm = tuple(axis for p in producer.attrs.perm for axis in groups[p])
             if dims.same_shape([x.shape[p] for p in perm], node.output.shape):
                 edits.replace(node, "transpose", [x], TransposeAttrs(perm))
+                return
+        if inner.op == "reshape" or all(n.op == "transpose" for n, _ in node.output.uses):
+            _split_before(edits, producer, node)
 
 
-def _merged_axes(reshape: Node) -> list[list[int]] | None:
-    """For each axis of the result, the operand's neighbouring axes it merges (None if it doesn't
-    only merge)."""
-    given, groups, axis = reshape.inputs[0].shape, [], 0
-    for dim in reshape.output.shape:
+def _split_before(edits: Edits, transpose: Node, node: Node) -> None:
+    """A reshape behind a transpose that only splits axes."""
+    attrs, shape = transpose.attrs, node.output.shape
+    assert isinstance(attrs, TransposeAttrs)
+    groups = _merged_axes(shape, transpose.output.shape)
+    if groups is None or not edits.graph.single_use(transpose.output):
+        return
+    back = [attrs.perm.index(axis) for axis in range(len(attrs.perm))]
+    order = [axis for position in back for axis in groups[position]]  # as they lie in x
+    split = tuple(shape[axis] for axis in order)
+    type_ = node.output.type.with_shape(split)
+    before = edits.produce(node, "reshape", transpose.inputs, ReshapeAttrs(), type_)
+    perm = tuple(order.index(axis) for axis in range(len(order)))
+    edits.replace(node, "transpose", [before], TransposeAttrs(perm))
+
+
+def _merged_axes(given: Shape, merged: Shape) -> list[list[int]] | None:
+    """For each axis of `merged`, the neighbouring axes of `given` it merges (None if they aren't
+    merged, or not only)."""
+    groups, axis = [], 0
+    for dim in merged:
         group = [axis]
         if axis >= len(given):
             return None

@@ -12,6 +12,7 @@ the least recently used dropped first; memory that moves makes them anew.
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -91,8 +92,6 @@ class CudaPending(Pending):
     def result(self, timeout: float | None = None) -> Outputs:
         """See `Pending`. (A timeout is looked at before the wait only.)"""
         if timeout is not None and not self.done():
-            import time
-
             end = time.monotonic() + timeout
             while not self.done():
                 if time.monotonic() > end:
@@ -204,21 +203,25 @@ class CudaExecutionContext:
                     self._device.close_event(stamp)
         return best
 
-    def gpu_times(self, feeds: Mapping[str, Any], repeats: int) -> list[float]:
+    def gpu_times(
+        self, feeds: Mapping[str, Any], repeats: int, inner: int = 1,
+        outputs: Mapping[str, Any] | None = None,
+    ) -> list[float]:  # fmt: skip
         """Seconds of the GPU's own work per inference (no copies), measured `repeats` times with
-        events around replays of the graph."""
+        events around `inner` replays of the graph, one right after the other."""
         for _ in range(3):
-            self.execute(feeds, results="device")
+            self.execute(feeds, outputs, results="device")
         with self._guard:
             graph, compute = next(reversed(self._graphs.values()))[1], self._last_stream
             start, end = (self._device.event(timing=True) for _ in range(2))
             times = []
             for _ in range(repeats):
                 self._device.record(start, compute)
-                self._device.replay(graph, compute)
+                for _ in range(inner):
+                    self._device.replay(graph, compute)
                 self._device.record(end, compute)
                 self._device.wait_for(end)
-                times.append(self._device.elapsed(start, end))
+                times.append(self._device.elapsed(start, end) / inner)
             self._device.close_event(start)
             self._device.close_event(end)
         return times

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from enginesmith.errors import FeedError
+from enginesmith.errors import DeviceError, FeedError, PlanError
 from enginesmith.plan import file
 from enginesmith.plan.plan import Plan, TensorSpec
 from enginesmith.runtime.binding import Binder
@@ -35,16 +35,20 @@ class Engine:
     use. PlanError if this machine can't run the plan, DeviceError if it has no usable GPU for it.
     """
 
-    def __init__(self, plan: Plan, threads: int | None = None) -> None:
+    def __init__(self, plan: Plan, threads: int | None = None, defer: bool = False) -> None:
+        """defer: a plan for a GPU that isn't in this machine can be saved and looked at; the error
+        comes when it is run."""
         self.plan = plan
-        self._program: Program | CudaProgram
+        self._gpu: CudaProgram | None = None
+        self._cpu: Program | None = None
         if plan.target.startswith("cuda"):
-            from enginesmith.runtime.cuda_program import CudaProgram
-            from enginesmith.runtime.devices.cuda import cuda_device
-
-            self._program = CudaProgram(plan, cuda_device())
+            try:
+                self._gpu = _on_gpu(plan)
+            except (DeviceError, PlanError):
+                if not defer:
+                    raise
         else:
-            self._program = Program(plan, threads)
+            self._cpu = Program(plan, threads)
             self._weights, self._weights_address = _aligned(plan.weights)
         self._binder = Binder(plan)
         self._shared: Context | None = None
@@ -64,7 +68,7 @@ class Engine:
     @property
     def threads(self) -> int:
         """Threads it computes with (1 on a GPU)."""
-        return self._program.threads if isinstance(self._program, Program) else 1
+        return self._cpu.threads if self._cpu is not None else 1
 
     @property
     def report(self) -> str:
@@ -99,13 +103,14 @@ class Engine:
 
     def context(self) -> Context:
         """A new execution context: for control of memory, asynchronous runs and profiling."""
-        if not isinstance(self._program, Program):
-            from enginesmith.runtime.cuda_context import CudaExecutionContext
+        if self._cpu is not None:
+            return ExecutionContext(
+                self.plan, self._binder, self._cpu, self._weights, self._weights_address
+            )
+        from enginesmith.runtime.cuda_context import CudaExecutionContext
 
-            return CudaExecutionContext(self.plan, self._binder, self._program)
-        return ExecutionContext(
-            self.plan, self._binder, self._program, self._weights, self._weights_address
-        )
+        self._gpu = self._gpu or _on_gpu(self.plan)
+        return CudaExecutionContext(self.plan, self._binder, self._gpu)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan to a file; all or nothing. PlanError if it can't be written."""
@@ -114,7 +119,9 @@ class Engine:
     def close(self) -> None:
         """Stop the threads and free the memory; running the engine is an error afterwards."""
         self._shared = None
-        self._program.close()
+        for program in (self._cpu, self._gpu):
+            if program is not None:
+                program.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -134,6 +141,14 @@ class Engine:
         """In a forked child: a thread that was using the shared context is gone with its turn."""
         self._turn = threading.Lock()
         self._shared = None
+
+
+def _on_gpu(plan: Plan) -> CudaProgram:
+    """The plan on this machine's GPU. DeviceError if there is none, PlanError if it is another."""
+    from enginesmith.runtime.cuda_program import CudaProgram
+    from enginesmith.runtime.devices.cuda import cuda_device
+
+    return CudaProgram(plan, cuda_device())
 
 
 def load(path: str | os.PathLike[str], threads: int | None = None) -> Engine:

@@ -104,7 +104,7 @@ class CudaDevice:
         self._device = call("cuDeviceGet", ordinal)
         self._context = call("cuDevicePrimaryCtxRetain", self._device)
         raw = call("cuDeviceGetName", 128, self._device)
-        self.name = raw.decode().rstrip("\0") if isinstance(raw, bytes) else str(raw)
+        self.name = raw.split(b"\0")[0].decode() if isinstance(raw, bytes) else str(raw)
         self.arch = 10 * self._attribute("COMPUTE_CAPABILITY_MAJOR") + self._attribute(
             "COMPUTE_CAPABILITY_MINOR"
         )

@@ -6,7 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-COLOURS = {"Enginesmith": "#d9480f", "ONNX Runtime": "#868e96", "OpenVINO": "#ced4da"}
+COLOURS = {
+    "Enginesmith": "#d9480f", "ONNX Runtime": "#868e96", "OpenVINO": "#ced4da",
+    "torch.compile": "#495057", "torch.compile + CUDA graph": "#343a40",
+    "torch.compile max-autotune": "#212529", "PyTorch + CUDA graph": "#adb5bd",
+}  # fmt: skip
 INK, GREY, FAINT = "#212529", "#495057", "#adb5bd"
 
 

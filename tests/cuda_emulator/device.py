@@ -8,6 +8,7 @@ real ones. `fail_next` lets an operation fail as a driver would.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -49,6 +50,7 @@ class EmulatedDevice:
         self.allocated = 0
         self.fail_next: dict[str, DeviceError] = {}
         self._handles: dict[int, Any] = {}
+        self._numbers = itertools.count(1)
         self._recording: list[Any] | None = None
         self._times: dict[int, float] = {}
 
@@ -57,7 +59,7 @@ class EmulatedDevice:
             raise error
 
     def _handle(self, thing: Any) -> int:
-        number = len(self._handles) + 1
+        number = next(self._numbers)
         self._handles[number] = thing
         return number
 

@@ -156,7 +156,8 @@ DEVICE float cluster_load(uint32_t address) { float y; asm volatile("ld.shared::
 DEVICE Vec<float, 4> cluster_load4(uint32_t address) {
   Vec<float, 4> y; asm volatile("ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(y.v[0]), "=f"(y.v[1]), "=f"(y.v[2]), "=f"(y.v[3]) : "r"(address) : "memory"); return y;
 }
-DEVICE void cluster_store2(uint32_t address, float x, float y) { asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" :: "r"(address), "f"(x), "f"(y) : "memory"); }
+DEVICE void cluster_store(uint32_t address, const Vec<float, 2> &x) { asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" :: "r"(address), "f"(x.v[0]), "f"(x.v[1]) : "memory"); }
+DEVICE void cluster_store(uint32_t address, const Vec<float, 4> &x) { asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" :: "r"(address), "f"(x.v[0]), "f"(x.v[1]), "f"(x.v[2]), "f"(x.v[3]) : "memory"); }
 /* -- barriers in shared memory -------------------------------------------------------------------- */
 typedef uint64_t Barrier;
 DEVICE void barrier_init(Barrier *b, int count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(shared_address(b)), "r"(count) : "memory"); }

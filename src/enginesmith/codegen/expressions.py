@@ -2,12 +2,15 @@
 any type (`scalar_expression`), with the functions they call (`vmath`).
 
 A tree becomes one GNU statement expression; equal subtrees are computed once, in a temporary.
+`Writer` and `scalar_operation` are shared with the CUDA dialect (cuda_expressions.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from enginesmith.codegen.vmath import math_text
 from enginesmith.ir.expr import Arg, Call, Cast, Const, Expr, dtype_of
@@ -44,7 +47,7 @@ def c_float(value: float, dtype: str = "float32") -> str:
     return f"({text})" if text.startswith("-") else text
 
 
-def _parts(expr: Expr) -> tuple[Expr, ...]:
+def parts_of(expr: Expr) -> tuple[Expr, ...]:
     match expr:
         case Cast(_, x):
             return (x,)
@@ -53,7 +56,7 @@ def _parts(expr: Expr) -> tuple[Expr, ...]:
     return ()
 
 
-def _nodes(expr: Expr) -> list[Expr]:
+def nodes_of(expr: Expr) -> list[Expr]:
     """Every object of the tree once, operands before users. By identity: hashing or walking a tree
     whose subtrees are shared takes time exponential in its depth."""
     order: list[Expr] = []
@@ -62,7 +65,7 @@ def _nodes(expr: Expr) -> list[Expr]:
     def visit(node: Expr) -> None:
         if id(node) not in seen:
             seen.add(id(node))
-            for part in _parts(node):
+            for part in parts_of(node):
                 visit(part)
             order.append(node)
 
@@ -84,7 +87,7 @@ def vector_dtypes(expr: Expr, args: Sequence[str]) -> bool:
                 logical = op in ("and", "or", "xor", "not", "eq", "where")
                 return logical or all(dtype_of(o, args) == "float32" for o in operands)
 
-    return all(fits(node) for node in _nodes(expr))
+    return all(fits(node) for node in nodes_of(expr))
 
 
 def vector_expression(expr: Expr, args: Sequence[str]) -> str:
@@ -95,35 +98,39 @@ def vector_expression(expr: Expr, args: Sequence[str]) -> str:
         raise ValueError(f"not an expression over float32: {expr}")
     if dtype_of(expr, types) == "bool":
         expr = Cast("float32", expr)
-    return _Writer(types, args, _vector_type, _vector_operation).text(expr)
+    return Writer(types, args, _vector_type, _vector_operation).text(expr)
 
 
 def scalar_expression(expr: Expr, args: Sequence[str], dtypes: Sequence[str]) -> str:
     """A C expression for one element. args: C expressions of the operands, of types `dtypes`; each
     is evaluated once at most. The result has the C type of `dtype_of(expr, dtypes)`."""
-    return _Writer(dtypes, args, C_TYPES.__getitem__, _scalar_operation).text(expr)
+    return Writer(dtypes, args, C_TYPES.__getitem__, partial(scalar_operation, C)).text(expr)
 
 
-class _Writer:
-    """Writes one tree. operation(expr, dtypes, operand texts) is the dialect's text of one step."""
+class Writer:
+    """Writes one tree. operation(expr, dtypes, operand texts) is the dialect's text of one step;
+    `block` makes an expression of declarations and the name of its value."""
 
     def __init__(
         self, dtypes: Sequence[str], args: Sequence[str], type_name: Callable[[str], str],
         operation: Callable[[Expr, Sequence[str], Sequence[str]], str],
+        block: str = "({{ {lines} {result}; }})",
     ) -> None:  # fmt: skip
         self.dtypes, self.args = dtypes, args
-        self.type_name, self.operation = type_name, operation
+        self.type_name, self.operation, self.block = type_name, operation, block
         self.names: dict[str, str] = {}  # the text of a step -> the temporary that holds it
         self.lines: list[str] = []
 
     def text(self, expr: Expr) -> str:
         if isinstance(expr, Arg):
             return self.args[expr.index]
-        written: dict[int, str] = {}  # by identity: see _nodes
-        for node in _nodes(expr):
-            written[id(node)] = self.step(node, [written[id(part)] for part in _parts(node)])
+        written: dict[int, str] = {}  # by identity: see nodes_of
+        for node in nodes_of(expr):
+            written[id(node)] = self.step(node, [written[id(part)] for part in parts_of(node)])
         result = written[id(expr)]
-        return f"({{ {' '.join(self.lines)} {result}; }})" if self.lines else result
+        if not self.lines:
+            return result
+        return self.block.format(lines=" ".join(self.lines), result=result)
 
     def step(self, expr: Expr, operands: Sequence[str]) -> str:
         """The name (or, of a constant, the text) of a node's value."""
@@ -159,7 +166,7 @@ def _vector_operation(expr: Expr, dtypes: Sequence[str], x: Sequence[str]) -> st
                 return x[0]
             return f"(vi)({x[0]} != 0.f)" if dtype == "bool" else f"(vf)({x[0]} & (vi)splat(1.f))"
         case Call("pow", (_, Const(value))):
-            return _small_power(value, x, lambda a: f"__builtin_elementwise_sqrt({a})", "v_pow")
+            return small_power(value, x, lambda a: f"__builtin_elementwise_sqrt({a})", "v_pow")
         case Call("max" | "min" as op, (a, b)):
             one = "v_raise" if op == "max" else "v_lower"  # keeps a NaN of its second operand
             if isinstance(a, Const):
@@ -199,9 +206,7 @@ def _mask(text: str, expr: Expr, dtypes: Sequence[str]) -> str:
     return text if dtype_of(expr, dtypes) == "bool" else f"(vi)({text} != 0.f)"
 
 
-def _small_power(
-    exponent: float, x: Sequence[str], root: Callable[[str], str], general: str
-) -> str:
+def small_power(exponent: float, x: Sequence[str], root: Callable[[str], str], general: str) -> str:
     """x ** constant: multiplications for the exponents that models use."""
     if exponent == 0.5:
         return root(f"({x[0]})")
@@ -210,14 +215,28 @@ def _small_power(
     return f"{general}({x[0]}, {x[1]})"
 
 
-def _scalar_operation(expr: Expr, dtypes: Sequence[str], x: Sequence[str]) -> str:
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What differs between languages with C's operators. types: of elements, by numpy name;
+    constant(value, dtype): a floating-point constant; function(op, operands, dtype, operand texts):
+    what has no operator, on floating-point numbers."""
+
+    types: Mapping[str, str]
+    constant: Callable[[float, str], str]
+    function: Callable[[str, Sequence[Expr], str, Sequence[str]], str]
+
+
+def scalar_operation(
+    dialect: Dialect, expr: Expr, dtypes: Sequence[str], x: Sequence[str]
+) -> str:  # fmt: skip
+    """The text of one step on single elements. x: the operands' texts."""
     match expr:
         case Const(value, dtype):
             if dtype.startswith("float"):
-                return c_float(float(value), dtype)
-            return f"(({C_TYPES[dtype]}){_c_int(int(value))})"
+                return dialect.constant(float(value), dtype)
+            return f"(({dialect.types[dtype]}){_c_int(int(value))})"
         case Cast(dtype, inner):
-            return _scalar_cast(x[0], dtype_of(inner, dtypes), dtype)
+            return _scalar_cast(dialect, x[0], dtype_of(inner, dtypes), dtype)
         case Call(op, operands):
             dtype = dtype_of(operands[-1], dtypes)
             if op in ("and", "or", "xor"):
@@ -235,7 +254,7 @@ def _scalar_operation(expr: Expr, dtypes: Sequence[str], x: Sequence[str]) -> st
                 sign = ">" if op == "max" else "<"  # NaN if either is
                 return f"({x[0]} != {x[0]} || {x[0]} {sign} {x[1]} ? {x[0]} : {x[1]})"
             if dtype.startswith("float"):
-                return _scalar_float(op, operands, dtype, x)
+                return dialect.function(op, operands, dtype, x)
             return _scalar_int(op, x)
     raise AssertionError(expr)
 
@@ -244,14 +263,14 @@ def _c_int(value: int) -> str:
     return "(-9223372036854775807LL-1)" if value == -(2**63) else f"({value}LL)"
 
 
-def _scalar_cast(x: str, given: str, dtype: str) -> str:
+def _scalar_cast(dialect: Dialect, x: str, given: str, dtype: str) -> str:
     if dtype == "bool":
         return f"({x} != 0)"
     if given.startswith("float") and not dtype.startswith("float"):
-        return f"({C_TYPES[dtype]})(int64_t){x}"  # via int64: small types wrap, as numpy's
+        return f"({dialect.types[dtype]})(int64_t){x}"  # via int64: small types wrap, as numpy's
     if given == "float64" and dtype == "float16":
         return f"to_half({x})"
-    return f"({C_TYPES[dtype]}){x}"
+    return f"({dialect.types[dtype]}){x}"
 
 
 def _scalar_float(op: str, operands: Sequence[Expr], dtype: str, x: Sequence[str]) -> str:
@@ -268,7 +287,7 @@ def _scalar_float(op: str, operands: Sequence[Expr], dtype: str, x: Sequence[str
     if op == "pow" and isinstance(operands[1], Const):
         value = operands[1].value
         root = f"__builtin_sqrt{suffix}"
-        power = _small_power(value, x, lambda a: f"{root}({a})", "d_pow")
+        power = small_power(value, x, lambda a: f"{root}({a})", "d_pow")
         if dtype == "float16" and power.startswith("d_pow"):
             return f"to_half({power})"
         return f"({C_TYPES[dtype]})({power})"
@@ -279,6 +298,7 @@ def _scalar_float(op: str, operands: Sequence[Expr], dtype: str, x: Sequence[str
 
 
 _DOUBLE_ONLY = ("pow", "sin", "cos", "mod", "fmod")  # their vector forms compute in double anyway
+C = Dialect(C_TYPES, c_float, _scalar_float)
 
 
 def _scalar_int(op: str, x: Sequence[str]) -> str:
@@ -298,7 +318,7 @@ def vmath(*exprs: Expr | None) -> str:
     Guarded, so it may be put into a file more than once."""
     names: set[str] = set()
     for expr in exprs:
-        for node in _nodes(expr) if expr is not None else ():
+        for node in nodes_of(expr) if expr is not None else ():
             if isinstance(node, Call):
                 names |= _functions(node.op)
             elif isinstance(node, Cast) and node.dtype == "float16":

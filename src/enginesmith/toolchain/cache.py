@@ -54,6 +54,16 @@ class ArtifactCache:
         """Store an artifact; atomic. BuildError if the folder can't be written."""
         write_atomically(self._path(key), hashlib.sha256(data).digest() + data)
 
+    def keep_failed(self, key: str, suffix: str, source: str | None, log: str) -> Path:
+        """Keep what a compiler refused, and why, under the folder's `failed`: the source (if it is
+        one file) with the given suffix and the log. Returns a pattern that names both."""
+        kept = self.folder / "failed" / f"{key[:16]}.log"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(log)
+        if source is not None:
+            kept.with_suffix(suffix).write_text(source)
+        return kept.with_suffix(".*")
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a whole file or nothing: a temporary file in the same folder, synced, then renamed."""

@@ -91,13 +91,8 @@ def _run(
     env.setdefault("ZIG_LOCAL_CACHE_DIR", str(cache.folder / "zig"))
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, check=False)
     if done.returncode != 0:
-        kept = cache.folder / "failed"
-        kept.mkdir(parents=True, exist_ok=True)
-        log = kept / f"{key[:16]}.log"
-        log.write_text(" ".join(command) + "\n" + done.stderr)
-        if source is not None:
-            (kept / f"{key[:16]}.c").write_text(source)
+        kept = cache.keep_failed(key, ".c", source, " ".join(command) + "\n" + done.stderr)
         raise BuildError(
             f"the C compiler failed (exit {done.returncode}); source and log are kept in "
-            f"{log.with_suffix('.*')}:\n{done.stderr[:2000]}"
+            f"{kept}:\n{done.stderr[:2000]}"
         )

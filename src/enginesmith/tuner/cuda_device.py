@@ -109,12 +109,14 @@ class _CudaTrial:
         self.keep: list[Any] = [operands]
         self.graph = 0
         self.module = 0
+        self.refusal = ""
         try:
             self.build(problem, source, binary, [a for _, a in operands], packed)
         except DeviceError as error:
             if not error.usable:
                 raise
-            self.graph = 0  # such as more registers than a block may use: never the fastest
+            # Such as more registers than a block may use: never the fastest.
+            self.graph, self.refusal = 0, str(error)
 
     def build(
         self, problem: Problem, source: CudaSource, binary: bytes, addresses: Sequence[int],

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from enginesmith.codegen.expressions import c_float
 from enginesmith.codegen.vmath import math_text
-from enginesmith.kernels.attention.problem import AttentionProblem
+from enginesmith.kernels.attention.problem import AttentionProblem, cost
 from enginesmith.kernels.base import (
-    Cost,
     KernelSource,
     Phase,
     Problem,
@@ -24,11 +23,12 @@ from enginesmith.kernels.base import (
     ceildiv,
     declare_sizes,
     mul,
+    same,
     tactic,
 )
 from enginesmith.kernels.layout.cpu import transpose_text
 from enginesmith.kernels.matmul.tiled import TASK_FLOPS, accumulate, tile_heights
-from enginesmith.kernels.nest import PARTIAL, nothing_packed, offset, signature, traffic
+from enginesmith.kernels.nest import PARTIAL, nothing_packed, offset, signature
 from enginesmith.kernels.softmax.cpu import ACROSS
 from enginesmith.plan.target import Target
 
@@ -44,6 +44,8 @@ def why_not(problem: Problem, target: Target) -> str | None:
         return "operands must be float32"
     if mask and mask[0].dtype not in ("float32", "bool"):
         return f"a mask of {mask[0].dtype}"
+    if mask and mask[0].strides[0] != 0 and not same(mask[0].shape[0], q.shape[0]):
+        return "the mask must have as many batches as q"
     if v.strides[3] != 1 or y.strides[3] != 1:
         return "the last axis of v and y must be consecutive"
     return None
@@ -307,10 +309,4 @@ float *out = (float *)p[{last}] + ({_at(problem, last)});
 
 pack = nothing_packed
 
-
-def cost(problem: Problem) -> Cost:
-    """See `Family`."""
-    assert isinstance(problem, AttentionProblem)
-    q, k, v, *_ = problem.operands
-    scores = mul(_heads(problem), q.shape[2], k.shape[2])
-    return Cost(add(mul(2, scores, q.shape[3]), mul(2, scores, v.shape[3])), traffic(problem))
+__all__ = ["cost", "emit", "pack", "tactics", "why_not"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from enginesmith.ir.expr import Arg, Expr
-from enginesmith.kernels.base import Cost, Operand, Problem, Size, add, mul
+from enginesmith.kernels.base import ITEMSIZE, Cost, Operand, Problem, Size, add, mul
 
 ACCUMULATOR = Arg(0)
 
@@ -96,5 +96,5 @@ def cost(problem: ConvProblem) -> Cost:
     kh, kw = problem.kernel
     plane = problem.x.shape[2:] if problem.transposed else problem.y.shape[2:]
     flops = mul(2 * problem.out_channels * problem.group_in * kh * kw, problem.batch, *plane)
-    moved = add(*(mul(4, *o.shape) for o in problem.operands))
+    moved = add(*(mul(ITEMSIZE[o.dtype], *o.shape) for o in problem.operands))
     return Cost(flops, moved)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from enginesmith.kernels.base import Problem
+from enginesmith.kernels.base import Cost, Problem
+from enginesmith.kernels.nest import product, traffic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,3 +16,8 @@ class CumSumProblem(Problem):
     axis: int
     exclusive: bool = False
     reverse: bool = False
+
+
+def cost(problem: Problem) -> Cost:
+    """Work and traffic, see `Family`."""
+    return Cost(product(problem.operands[-1].shape), traffic(problem))

@@ -6,22 +6,18 @@ of `data`. Where the components do not change along the innermost axis, whole ro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
-
 from enginesmith.kernels.base import (
-    Cost,
     KernelSource,
     Phase,
     Problem,
     Size,
     Tactic,
     c_size,
-    mul,
     tactic,
 )
+from enginesmith.kernels.gather.nest import GatherNest, gather_nest
 from enginesmith.kernels.gather.problem import KINDS, GatherProblem
+from enginesmith.kernels.gather.problem import cost as gather_cost
 from enginesmith.kernels.nest import (
     CHUNK,
     Axis,
@@ -35,7 +31,6 @@ from enginesmith.kernels.nest import (
     rows_text,
     signature,
     split,
-    traffic,
 )
 from enginesmith.plan.target import Target
 
@@ -68,60 +63,10 @@ def tactics(problem: Problem, target: Target) -> tuple[Tactic, ...]:
     return (tactic("rows"),)
 
 
-@dataclass(frozen=True, slots=True)
-class _Nest:
-    """axes: strides of (data, indices, result or updates). components: for each, its offset in
-    `indices`, the stride and the size of the axis of data that it selects."""
-
-    axes: list[Axis]
-    components: list[tuple[Size, Size, Size]]
-
-
-def _nest(problem: GatherProblem) -> _Nest:
-    data, index = problem.operands[:2]
-    target = problem.operands[2] if problem.kind.startswith("scatter") else problem.operands[-1]
-    scattered = problem.operands[-1] if problem.kind.startswith("scatter") else data
-    rank, places = len(data.strides), len(index.strides)
-    axes: list[Axis] = []
-    if problem.kind == "gather":
-        axis = problem.axis % rank
-        for k in range(len(target.strides)):
-            before, after = k < axis, k >= axis + places
-            d = (
-                scattered.strides[k]
-                if before
-                else scattered.strides[k - places + 1]
-                if after
-                else 0
-            )
-            i = 0 if before or after else index.strides[k - axis]
-            axes.append(Axis(target.shape[k], (d, i, target.strides[k])))
-        return _Nest(axes, [(0, scattered.strides[axis], data.shape[axis])])
-    if problem.kind.endswith("elements"):
-        axis = problem.axis % rank
-        for k in range(rank):
-            d = 0 if k == axis else scattered.strides[k]
-            axes.append(Axis(index.shape[k], (d, index.strides[k], target.strides[k])))
-        return _Nest(axes, [(0, scattered.strides[axis], data.shape[axis])])
-    length, batch = index.shape[-1], problem.batch_dims
-    assert isinstance(length, int)
-    for k in range(places - 1):
-        d = scattered.strides[k] if k < batch else 0
-        axes.append(Axis(index.shape[k], (d, index.strides[k], target.strides[k])))
-    for k in range(batch + length, rank):
-        stride = target.strides[places - 1 + k - batch - length]
-        axes.append(Axis(data.shape[k], (scattered.strides[k], 0, stride)))
-    components = [
-        (mul(c, index.strides[-1]), scattered.strides[batch + c], data.shape[batch + c])
-        for c in range(length)
-    ]
-    return _Nest(axes, components)
-
-
 def emit(problem: Problem, tactic: Tactic, target: Target) -> KernelSource:
     """See `Family`."""
     assert isinstance(problem, GatherProblem)
-    nest = _nest(problem)
+    nest = gather_nest(problem)
     axes = collapse(nest.axes or [Axis(1, (0, 0, 0))])
     outer, row = axes[:-1], axes[-1]
     names = indices(outer)
@@ -157,7 +102,7 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> KernelSource:
     return KernelSource(copy + text, (Phase(copies, "_copy"), Phase(1)))
 
 
-def _find(nest: _Nest, row: Axis) -> str:
+def _find(nest: GatherNest, row: Axis) -> str:
     """C: `at`, the offset that the components select, and `ok`, whether they are in range."""
     text = "int64_t at = 0; int ok = 1;\n"
     step = "" if row.strides[1] == 0 else f" + j * {c_size(row.strides[1])}"
@@ -186,12 +131,4 @@ def _copy(problem: GatherProblem) -> tuple[str, Size]:
 
 
 pack = nothing_packed
-
-
-def cost(problem: Problem) -> Cost:
-    """No arithmetic; what is read of data is as large as the result."""
-    assert isinstance(problem, GatherProblem)
-    if problem.kind.startswith("scatter"):
-        return Cost(0, traffic(problem))
-    y = problem.operands[-1]
-    return Cost(0, mul(2 * np.dtype(y.dtype).itemsize, *y.shape))
+cost = gather_cost

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from enginesmith.kernels.base import Problem
+from enginesmith.kernels.base import ITEMSIZE, Cost, Problem, mul
+from enginesmith.kernels.nest import traffic
 
 KINDS = ("gather", "gather_elements", "gather_nd", "scatter_nd", "scatter_elements")
 
@@ -22,3 +23,12 @@ class GatherProblem(Problem):
     axis: int = 0
     batch_dims: int = 0
     reduction: str = "none"
+
+
+def cost(problem: Problem) -> Cost:
+    """No arithmetic; what is read of data is as large as the result."""
+    assert isinstance(problem, GatherProblem)
+    if problem.kind.startswith("scatter"):
+        return Cost(0, traffic(problem))
+    y = problem.operands[-1]
+    return Cost(0, mul(2 * ITEMSIZE[y.dtype], *y.shape))

@@ -5,18 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from enginesmith.kernels.base import (
-    Cost,
     KernelSource,
     Phase,
     Problem,
     Tactic,
-    add,
     c_size,
     ceildiv,
     mul,
     tactic,
 )
 from enginesmith.kernels.layout.problem import LayoutProblem
+from enginesmith.kernels.layout.problem import cost as layout_cost
 from enginesmith.kernels.nest import (
     CHUNK,
     PARTIAL,
@@ -312,11 +311,4 @@ for (int64_t j = j0; j < j1; ++j) {{
 
 
 pack = nothing_packed
-
-
-def cost(problem: Problem) -> Cost:
-    """No arithmetic; every element is read and written."""
-    dest = problem.operands[-1]
-    size = np.dtype(dest.dtype).itemsize
-    total = mul(size, *dest.shape)
-    return Cost(0, add(total, total))
+cost = layout_cost

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from enginesmith.kernels.base import Problem
+from enginesmith.kernels.base import ITEMSIZE, Cost, Problem, add, mul
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,3 +20,11 @@ class LayoutProblem(Problem):
     channels: int = 0
     source_channel: int = 0
     target_channel: int = 0
+
+
+def cost(problem: Problem) -> Cost:
+    """No arithmetic; every element is read and written."""
+    dest = problem.operands[-1]
+    size = ITEMSIZE[dest.dtype]
+    total = mul(size, *dest.shape)
+    return Cost(0, add(total, total))

@@ -13,12 +13,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from enginesmith.codegen.expressions import vector_dtypes
-from enginesmith.ir.expr import count_ops
-from enginesmith.kernels.base import Cost, KernelSource, Problem, Tactic, add, mul, tactic
+from enginesmith.kernels.base import KernelSource, Problem, Tactic, mul, tactic
 from enginesmith.kernels.matmul.problem import MatMulProblem
+from enginesmith.kernels.matmul.problem import cost as matmul_cost
 from enginesmith.kernels.matmul.scalar import scalar_source
 from enginesmith.kernels.matmul.tiled import Shape, pack_panels, shape_of, tiled_source
-from enginesmith.kernels.nest import product, traffic
 from enginesmith.plan.target import Target
 
 
@@ -88,10 +87,4 @@ def pack(
     return {1: pack_panels(problem, tactic["nv"] * target.lanes, constants[1], target.lanes)}
 
 
-def cost(problem: Problem) -> Cost:
-    """See `Family`."""
-    assert isinstance(problem, MatMulProblem)
-    y, k = problem.operands[-1], problem.operands[0].shape[-1]
-    elements = product(y.shape)
-    work = add(mul(2, k, elements), mul(count_ops(problem.epilogue), elements))
-    return Cost(work, traffic(problem))
+cost = matmul_cost

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from enginesmith.ir.expr import Expr
-from enginesmith.kernels.base import Problem
-from enginesmith.kernels.nest import RESULT
+from enginesmith.ir.expr import Expr, count_ops
+from enginesmith.kernels.base import Cost, Problem, add, mul
+from enginesmith.kernels.nest import RESULT, product, traffic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,3 +19,12 @@ class MatMulProblem(Problem):
     """
 
     epilogue: Expr = RESULT
+
+
+def cost(problem: Problem) -> Cost:
+    """Multiply-adds and the epilogue's operations; each operand moved once."""
+    assert isinstance(problem, MatMulProblem)
+    y, k = problem.operands[-1], problem.operands[0].shape[-1]
+    elements = product(y.shape)
+    work = add(mul(2, k, elements), mul(count_ops(problem.epilogue), elements))
+    return Cost(work, traffic(problem))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from enginesmith.codegen.expressions import c_float, vector_dtypes, vector_expression, vmath
-from enginesmith.ir.expr import args_of, count_ops
+from enginesmith.ir.expr import args_of
 from enginesmith.kernels.base import (
-    Cost,
     KernelSource,
     Phase,
     Problem,
     Tactic,
     c_size,
-    mul,
     tactic,
 )
 from enginesmith.kernels.nest import (
@@ -28,9 +26,9 @@ from enginesmith.kernels.nest import (
     rows_text,
     signature,
     split,
-    traffic,
 )
 from enginesmith.kernels.normalization.problem import NormalizationProblem
+from enginesmith.kernels.normalization.problem import cost as normalization_cost
 from enginesmith.kernels.softmax.cpu import ACROSS
 from enginesmith.plan.target import Target
 
@@ -149,10 +147,4 @@ t += (a[0] + a[1]) + (a[2] + a[3]);
 
 
 pack = nothing_packed
-
-
-def cost(problem: Problem) -> Cost:
-    """See `Family`."""
-    assert isinstance(problem, NormalizationProblem)
-    work = 6 + count_ops(problem.prologue) + count_ops(problem.epilogue)
-    return Cost(mul(work, *problem.operands[-1].shape), traffic(problem))
+cost = normalization_cost

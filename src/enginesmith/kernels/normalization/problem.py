@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from enginesmith.ir.expr import Expr
-from enginesmith.kernels.base import Problem
-from enginesmith.kernels.nest import RESULT
+from enginesmith.ir.expr import Expr, count_ops
+from enginesmith.kernels.base import Cost, Problem, mul
+from enginesmith.kernels.nest import RESULT, traffic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,3 +26,10 @@ class NormalizationProblem(Problem):
     rms: bool = False
     prologue: Expr = RESULT
     epilogue: Expr = RESULT
+
+
+def cost(problem: Problem) -> Cost:
+    """See `Family`."""
+    assert isinstance(problem, NormalizationProblem)
+    work = 6 + count_ops(problem.prologue) + count_ops(problem.epilogue)
+    return Cost(mul(work, *problem.operands[-1].shape), traffic(problem))

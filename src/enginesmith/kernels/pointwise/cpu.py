@@ -16,13 +16,11 @@ from enginesmith.codegen.expressions import (
 )
 from enginesmith.ir.expr import args_of, count_ops, dtype_of, evaluate
 from enginesmith.kernels.base import (
-    Cost,
     KernelSource,
     Phase,
     Problem,
     Tactic,
     c_size,
-    mul,
     tactic,
 )
 from enginesmith.kernels.nest import (
@@ -39,9 +37,9 @@ from enginesmith.kernels.nest import (
     rows_text,
     signature,
     split,
-    traffic,
 )
 from enginesmith.kernels.pointwise.problem import PointwiseProblem
+from enginesmith.kernels.pointwise.problem import cost as pointwise_cost
 from enginesmith.plan.target import Target
 
 
@@ -235,9 +233,4 @@ def _scalar_row(problem: PointwiseProblem, nest: _Nest, used: Sequence[int]) -> 
 
 
 pack = nothing_packed
-
-
-def cost(problem: Problem) -> Cost:
-    """See `Family`."""
-    assert isinstance(problem, PointwiseProblem)
-    return Cost(mul(count_ops(problem.expr), product(problem.operands[-1].shape)), traffic(problem))
+cost = pointwise_cost

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from enginesmith.ir.expr import Expr
-from enginesmith.kernels.base import Problem
+from enginesmith.ir.expr import Expr, count_ops
+from enginesmith.kernels.base import Cost, Problem, mul
+from enginesmith.kernels.nest import product, traffic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,3 +19,9 @@ class PointwiseProblem(Problem):
     """
 
     expr: Expr
+
+
+def cost(problem: Problem) -> Cost:
+    """Work and traffic, see `Family`."""
+    assert isinstance(problem, PointwiseProblem)
+    return Cost(mul(count_ops(problem.expr), product(problem.operands[-1].shape)), traffic(problem))

@@ -14,7 +14,6 @@ from enginesmith.codegen.expressions import (
 )
 from enginesmith.ir.expr import args_of
 from enginesmith.kernels.base import (
-    Cost,
     KernelSource,
     Phase,
     Problem,
@@ -36,9 +35,9 @@ from enginesmith.kernels.nest import (
     rows_text,
     signature,
     split,
-    traffic,
 )
 from enginesmith.kernels.pool.problem import PoolProblem
+from enginesmith.kernels.pool.problem import cost as pool_cost
 from enginesmith.plan.target import Target
 
 _LOWEST = {
@@ -204,9 +203,4 @@ def _finish(problem: PoolProblem, names: list[str]) -> str:
 
 
 pack = nothing_packed
-
-
-def cost(problem: Problem) -> Cost:
-    """See `Family`."""
-    assert isinstance(problem, PoolProblem)
-    return Cost(mul(prod(problem.kernel), *problem.operands[-1].shape), traffic(problem))
+cost = pool_cost

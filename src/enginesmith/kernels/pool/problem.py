@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from enginesmith.ir.expr import Expr
-from enginesmith.kernels.base import Problem
+from enginesmith.kernels.base import Cost, Problem, mul
+from enginesmith.kernels.nest import traffic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,3 +27,9 @@ class PoolProblem(Problem):
     dilations: tuple[int, ...]
     count_include_pad: bool = False
     epilogue: Expr | None = None
+
+
+def cost(problem: Problem) -> Cost:
+    """See `Family`."""
+    assert isinstance(problem, PoolProblem)
+    return Cost(mul(prod(problem.kernel), *problem.operands[-1].shape), traffic(problem))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from enginesmith.codegen.expressions import C_TYPES
 from enginesmith.kernels.base import (
-    Cost,
     KernelSource,
     Phase,
     Problem,
     Tactic,
     c_size,
-    mul,
     tactic,
 )
 from enginesmith.kernels.nest import (
@@ -19,9 +17,9 @@ from enginesmith.kernels.nest import (
     rows_text,
     signature,
     split,
-    traffic,
 )
 from enginesmith.kernels.range.problem import RangeProblem
+from enginesmith.kernels.range.problem import cost as range_cost
 from enginesmith.plan.target import Target
 
 
@@ -55,8 +53,4 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> KernelSource:
 
 
 pack = nothing_packed
-
-
-def cost(problem: Problem) -> Cost:
-    """See `Family`."""
-    return Cost(mul(2, problem.operands[-1].shape[0]), traffic(problem))
+cost = range_cost

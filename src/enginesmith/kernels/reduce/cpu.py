@@ -17,9 +17,8 @@ from enginesmith.codegen.expressions import (
     vector_expression,
     vmath,
 )
-from enginesmith.ir.expr import args_of, count_ops, dtype_of
+from enginesmith.ir.expr import args_of, dtype_of
 from enginesmith.kernels.base import (
-    Cost,
     KernelSource,
     Phase,
     Problem,
@@ -44,9 +43,9 @@ from enginesmith.kernels.nest import (
     product,
     rows_text,
     signature,
-    traffic,
 )
-from enginesmith.kernels.reduce.problem import KINDS, ReduceProblem
+from enginesmith.kernels.reduce.problem import KINDS, ReduceProblem, nest
+from enginesmith.kernels.reduce.problem import cost as reduce_cost
 from enginesmith.plan.target import Target
 
 BLOCK = 128
@@ -99,20 +98,13 @@ class _Nest:
 
 
 def _nest(problem: ReduceProblem) -> _Nest:
-    *inputs, y = problem.operands
-    shape, folded = inputs[0].shape, sorted(problem.axes)
+    y = problem.operands[-1]
     if y.block:
+        shape = problem.operands[0].shape
         axes = blocked_axes(shape, y.block, problem.operands, [1] * len(problem.operands))
         return _Nest([*collapse(axes[:2], axes[:2]), axes[4]], collapse(axes[2:4]))
-    kept_axes = [k for k in range(len(shape)) if k not in folded]
-    same_rank = len(y.strides) == len(shape)
-    kept = [
-        Axis(shape[k], (*(o.strides[k] for o in inputs), y.strides[k if same_rank else at]))
-        for at, k in enumerate(kept_axes)
-    ]
-    reduced = [Axis(shape[k], (*(o.strides[k] for o in inputs), 0)) for k in folded]
-    nothing = Axis(1, (0,) * len(problem.operands))
-    return _Nest(collapse(kept or [nothing]), collapse(reduced or [nothing]))
+    kept, reduced = nest(problem)
+    return _Nest(collapse(kept), collapse(reduced))
 
 
 def emit(problem: Problem, tactic: Tactic, target: Target) -> KernelSource:
@@ -360,10 +352,4 @@ y[j * {c_size(last.strides[-1])}] = {result};
 
 
 pack = nothing_packed
-
-
-def cost(problem: Problem) -> Cost:
-    """See `Family`."""
-    assert isinstance(problem, ReduceProblem)
-    work = 1 + count_ops(problem.prologue)
-    return Cost(mul(work, *problem.operands[0].shape), traffic(problem))
+cost = reduce_cost

@@ -20,7 +20,6 @@ from enginesmith.codegen.expressions import (
 )
 from enginesmith.ir.expr import args_of
 from enginesmith.kernels.base import (
-    Cost,
     KernelSource,
     Phase,
     Problem,
@@ -43,37 +42,19 @@ from enginesmith.kernels.nest import (
     rows_text,
     signature,
     split,
-    traffic,
 )
-from enginesmith.kernels.resize.problem import ResizeProblem
+from enginesmith.kernels.resize.problem import COORDINATES, ROUNDING, TAPS, ResizeProblem
+from enginesmith.kernels.resize.problem import cost as resize_cost
 from enginesmith.plan.target import Target
-
-TAPS = {"nearest": 1, "linear": 2, "cubic": 4}
-
-_COORDINATES = {
-    "half_pixel": "(i + 0.5f) / s - 0.5f",
-    "pytorch_half_pixel": "out > 1 ? (i + 0.5f) / s - 0.5f : 0.f",
-    "asymmetric": "i / s",
-    "align_corners": "out > 1 ? i * (in - 1) / (out - 1) : 0.f",
-    "half_pixel_symmetric": "0.5f * in * (1 - out / (s * in)) + (i + 0.5f) / s - 0.5f",
-}
-"""The place in the input of output i, in float arithmetic (all names are floats)."""
-
-_ROUNDING = {
-    "round_prefer_floor": "__builtin_ceilf(x - 0.5f)",
-    "round_prefer_ceil": "__builtin_floorf(x + 0.5f)",
-    "floor": "__builtin_floorf(x)",
-    "ceil": "__builtin_ceilf(x)",
-}
 
 
 def why_not(problem: Problem, target: Target) -> str | None:
     """See `Family`."""
     if not isinstance(problem, ResizeProblem):
         return "not a resize"
-    if problem.mode not in TAPS or problem.coordinates not in _COORDINATES:
+    if problem.mode not in TAPS or problem.coordinates not in COORDINATES:
         return f"mode {problem.mode} with {problem.coordinates}"
-    if problem.mode == "nearest" and problem.rounding not in _ROUNDING:
+    if problem.mode == "nearest" and problem.rounding not in ROUNDING:
         return f"nearest_mode {problem.rounding}"
     x, y = problem.operands[0], problem.operands[-1]
     types = [o.dtype for o in problem.operands]
@@ -129,11 +110,11 @@ def _taps(problem: ResizeProblem, k: int) -> str:
         f"INLINE void NAME_taps{k}(int64_t index, int64_t size, int64_t size_out, int64_t *at, "
         f"float *w) {{\nconst float i = (float)index, in = (float)size, out = (float)size_out;\n"
         f"const float s = {s}; (void)s;\n"
-        f"float x = {_COORDINATES[problem.coordinates]};\n"
+        f"float x = {COORDINATES[problem.coordinates]};\n"
     )
     if problem.mode == "nearest":
         return head + (
-            f"at[0] = imax(0, imin((int64_t){_ROUNDING[problem.rounding]}, size - 1));\n"
+            f"at[0] = imax(0, imin((int64_t){ROUNDING[problem.rounding]}, size - 1));\n"
             "w[0] = 1;\n}\n"
         )
     if problem.mode == "linear":
@@ -246,11 +227,4 @@ def _finish(problem: ResizeProblem, names: list[str]) -> str:
 
 
 pack = nothing_packed
-
-
-def cost(problem: Problem) -> Cost:
-    """See `Family`."""
-    assert isinstance(problem, ResizeProblem)
-    taps = TAPS[problem.mode] ** len(problem.axes)
-    work = 2 * taps if taps > 1 else 0
-    return Cost(mul(work, *problem.operands[-1].shape), traffic(problem))
+cost = resize_cost

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from enginesmith.kernels.base import (
-    Cost,
     KernelSource,
     Phase,
     Problem,
@@ -17,6 +16,7 @@ from enginesmith.kernels.base import (
     tactic,
 )
 from enginesmith.kernels.sizes.problem import SizesProblem
+from enginesmith.kernels.sizes.problem import cost as sizes_cost
 from enginesmith.plan.target import Target
 
 
@@ -53,7 +53,4 @@ def pack(
     return {}
 
 
-def cost(problem: Problem) -> Cost:
-    """See `Family`."""
-    assert isinstance(problem, SizesProblem)
-    return Cost(0, 8 * len(problem.values))
+cost = sizes_cost

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from enginesmith.kernels.base import Problem, Size
+from enginesmith.kernels.base import Cost, Problem, Size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,3 +12,9 @@ class SizesProblem(Problem):
     """One operand: y (n,), int64, plain. y[i] = values[i]."""
 
     values: tuple[Size, ...]
+
+
+def cost(problem: Problem) -> Cost:
+    """Work and traffic, see `Family`."""
+    assert isinstance(problem, SizesProblem)
+    return Cost(0, 8 * len(problem.values))

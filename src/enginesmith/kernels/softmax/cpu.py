@@ -10,15 +10,13 @@ from collections.abc import Sequence
 
 from enginesmith.codegen.expressions import vector_dtypes, vector_expression, vmath
 from enginesmith.codegen.vmath import math_text
-from enginesmith.ir.expr import args_of, count_ops
+from enginesmith.ir.expr import args_of
 from enginesmith.kernels.base import (
-    Cost,
     KernelSource,
     Phase,
     Problem,
     Tactic,
     c_size,
-    mul,
     tactic,
 )
 from enginesmith.kernels.nest import (
@@ -35,9 +33,9 @@ from enginesmith.kernels.nest import (
     rows_text,
     signature,
     split,
-    traffic,
 )
 from enginesmith.kernels.softmax.problem import SoftmaxProblem
+from enginesmith.kernels.softmax.problem import cost as softmax_cost
 from enginesmith.plan.target import Target
 
 ACROSS = """
@@ -220,10 +218,4 @@ def _columns(
 
 
 pack = nothing_packed
-
-
-def cost(problem: Problem) -> Cost:
-    """See `Family`; an exp counts as 10."""
-    assert isinstance(problem, SoftmaxProblem)
-    work = 13 + count_ops(problem.prologue)
-    return Cost(mul(work, *problem.operands[-1].shape), traffic(problem))
+cost = softmax_cost

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from enginesmith.ir.expr import Expr
-from enginesmith.kernels.base import Problem
-from enginesmith.kernels.nest import RESULT
+from enginesmith.ir.expr import Expr, count_ops
+from enginesmith.kernels.base import Cost, Problem, mul
+from enginesmith.kernels.nest import RESULT, traffic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,3 +17,10 @@ class SoftmaxProblem(Problem):
     axis: int
     log: bool = False
     prologue: Expr = RESULT
+
+
+def cost(problem: Problem) -> Cost:
+    """See `Family`; an exp counts as 10."""
+    assert isinstance(problem, SoftmaxProblem)
+    work = 13 + count_ops(problem.prologue)
+    return Cost(mul(work, *problem.operands[-1].shape), traffic(problem))

@@ -1,0 +1,86 @@
+"""Convolution on GPUs: which algorithms serve a problem, and their CUDA C++."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+
+import numpy as np
+
+from enginesmith.kernels.base import Cost, Problem, Tactic
+from enginesmith.kernels.conv import (
+    depthwise_cuda,
+    direct_cuda,
+    gathered,
+    gemv_cuda,
+    mma,
+    stem_cuda,
+    wgmma,
+)
+from enginesmith.kernels.conv.problem import ConvProblem
+from enginesmith.kernels.conv.problem import cost as conv_cost
+from enginesmith.kernels.cuda import CudaSource
+from enginesmith.plan.target import Target
+
+SPECIAL: dict[str, ModuleType] = {
+    "gemv": gemv_cuda,
+    "depthwise": depthwise_cuda,
+    "stem": stem_cuda,
+    "gathered": gathered,
+}
+"""For forms of convolutions that tiles for tensor cores fit badly."""
+
+ALGORITHMS: dict[str, ModuleType] = SPECIAL | {"wgmma": wgmma, "mma": mma, "direct": direct_cuda}
+"""By tactic name. `direct` serves everything."""
+
+LARGE = 2e9
+"""Operations from which `wgmma`'s tiles fill the machine."""
+
+SMALL = 1e8
+"""Operations below which `direct` is worth a try where tensor cores serve, too."""
+
+
+def why_not(problem: Problem, target: Target) -> str | None:
+    """None if some algorithm serves the problem, else what hinders the most general one."""
+    if not isinstance(problem, ConvProblem):
+        return "not a convolution"
+    return None if _able(problem, target) else direct_cuda.why_not(problem, target)
+
+
+def _able(problem: ConvProblem, target: Target) -> list[str]:
+    """The algorithms that serve the problem, the most promising first."""
+    able = [name for name, a in ALGORITHMS.items() if a.why_not(problem, target) is None]
+    work = problem.typical(conv_cost(problem).flops)
+    if "wgmma" in able and work < LARGE:
+        able.sort(key=lambda name: name not in (*SPECIAL, "mma"))
+    return able
+
+
+def tactics(problem: Problem, target: Target) -> tuple[Tactic, ...]:
+    """Candidates of every algorithm that serves the problem."""
+    assert isinstance(problem, ConvProblem)
+    able = _able(problem, target)
+    if len(able) > 1 and problem.typical(conv_cost(problem).flops) > SMALL:
+        able.remove("direct")
+    return tuple(t for name in able for t in ALGORITHMS[name].tactics(problem, target))
+
+
+def emit(problem: Problem, tactic: Tactic, target: Target) -> CudaSource:
+    """See `Family`."""
+    source: CudaSource = ALGORITHMS[tactic.name].emit(problem, tactic, target)
+    return source
+
+
+def pack(
+    problem: Problem, tactic: Tactic, target: Target, constants: Mapping[int, np.ndarray]
+) -> Mapping[int, np.ndarray]:
+    """See `Family`."""
+    algorithm = ALGORITHMS[tactic.name]
+    packed: Mapping[int, np.ndarray] = algorithm.pack(problem, tactic, target, constants)
+    return packed
+
+
+def cost(problem: Problem) -> Cost:
+    """See `Family`."""
+    assert isinstance(problem, ConvProblem)
+    return conv_cost(problem)

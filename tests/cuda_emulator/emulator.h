@@ -232,8 +232,8 @@ template <class H> DEVICE uint32_t nan_max2(uint32_t a, uint32_t b, Tag<H> tag) 
   return pack2(nan_max(to_float(a0), to_float(b0)), nan_max(to_float(a1), to_float(b1)), tag);
 }
 template <class T> DEVICE T load_once(const T *p) { return *p; }
-template <class T> DEVICE Vec<T, 16 / sizeof(T)> load_now(const T *p) {
-  return load_vec<T, 16 / sizeof(T)>(p);
+template <class T, int N = 16 / sizeof(T)> DEVICE Vec<T, N> load_now(const T *p) {
+  return load_vec<T, N>(p);
 }
 DEVICE uint32_t shared_address(const void *p) { return es_shared_address(p); }
 DEVICE void cp_async16(void *to, const void *from, bool valid) { es_cp_async(to, from, 16, valid); }

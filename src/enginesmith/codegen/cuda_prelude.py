@@ -69,12 +69,16 @@ DEVICE uint32_t nan_max2(uint32_t a, uint32_t b, Tag<half>) { uint32_t y; asm("m
 DEVICE uint32_t nan_max2(uint32_t a, uint32_t b, Tag<bf16>) { uint32_t y; asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b)); return y; }
 /* Read-only data that no other block writes, and streams that are read once. */
 template <class T> DEVICE T load_once(const T *p) { return __ldcs(p); }
-/* 16 bytes of a constant, loaded here: the compiler moves ordinary loads of constants past
-   grid_wait(), to where they are used. */
-template <class T> DEVICE Vec<T, 16 / sizeof(T)> load_now(const T *p) {
-  Vec<uint32_t, 4> x;
-  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.v[0]), "=r"(x.v[1]), "=r"(x.v[2]), "=r"(x.v[3]) : "l"(p) : "memory");
-  return *reinterpret_cast<Vec<T, 16 / sizeof(T)> *>(&x);
+/* N elements (1 to 16 bytes; 16 unless said otherwise) loaded here: the compiler moves ordinary loads
+   of constants past grid_wait(), to where they are used. */
+template <class T, int N = 16 / sizeof(T)> DEVICE Vec<T, N> load_now(const T *p) {
+  union { Vec<T, N> y; uint16_t h; uint32_t w[4]; uint64_t l; };
+  if constexpr (sizeof(Vec<T, N>) == 16) asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3]) : "l"(p) : "memory");
+  else if constexpr (sizeof(Vec<T, N>) == 8) asm volatile("ld.global.u64 %0, [%1];" : "=l"(l) : "l"(p) : "memory");
+  else if constexpr (sizeof(Vec<T, N>) == 4) asm volatile("ld.global.u32 %0, [%1];" : "=r"(w[0]) : "l"(p) : "memory");
+  else if constexpr (sizeof(Vec<T, N>) == 2) asm volatile("ld.global.u16 %0, [%1];" : "=h"(h) : "l"(p) : "memory");
+  else asm volatile("ld.global.u8 %0, [%1];" : "=h"(h) : "l"(p) : "memory");
+  return y;
 }
 /* Constants on their way to the L2 cache, before grid_wait. */
 DEVICE void prefetch(const void *p) { asm volatile("prefetch.global.L2 [%0];" :: "l"(p)); }

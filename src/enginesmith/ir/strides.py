@@ -48,6 +48,9 @@ def reshaped(strides: tuple[Stride, ...], old: Shape, new: Shape) -> tuple[Strid
         for index, dim in reversed(group):
             result[index] = stride
             stride = (dim, *stride)
+    for i in reversed(range(len(new) - 1)):
+        if new[i] == 1:  # never used, but as aligned as the others
+            result[i] = (new[i + 1], *result[i + 1])
     return None if left or right else tuple(result)
 
 

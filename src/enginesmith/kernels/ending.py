@@ -60,6 +60,20 @@ template <int N, class T> DEVICE Vec<uint32_t, N> load_words(const T *p) {
 """
 """C++: vectors of float, half or bf16 as words."""
 
+RUNS_NOW = """
+/* Like load_run and load_some (see cuda_nest.RUNS), but here and now: see load_now. */
+template <int W, class T, int N> DEVICE void load_run_now(T (&x)[N], const T *p) {
+  UNROLL for (int i = 0; i < N; i += W) {
+    const Vec<T, W> v = load_now<T, W>(p + i);
+    UNROLL for (int k = 0; k < W; ++k) x[i + k] = v.v[k];
+  }
+}
+template <class T, int N> DEVICE void load_some_now(T (&x)[N], const T *p, int stride, int n) {
+  UNROLL for (int i = 0; i < N; ++i) x[i] = load_now<T, 1>(p + imin(i, n - 1) * stride).v[0];
+}
+"""
+"""C++: what an epilogue needs, early, so that nobody waits for it at the end."""
+
 
 def dealt(count: int, threads: int, body: str) -> str:
     """C++ that does `body` for each int i below `count`, dealt out to the block's threads."""
@@ -131,13 +145,19 @@ class Ending:
         ]
         return f"({' + '.join(terms) or '0'})"
 
-    def fetch_element(self, at: Sequence[str]) -> str:
-        """C++ that declares what `element` reads at this place, for use long before it."""
-        operands = self.problem.operands
-        return " ".join(
-            f"const {value_type(operands[1 + k].dtype)} f{k} = {self._value(k, at)};"
-            for k in self.used
-        )
+    def fetch_element(self, at: Sequence[str], *, constant: bool) -> str:
+        """C++ that declares what `element` reads at this place: of constants, which is to be put
+        before `grid_wait`, or of other operands. `at` must be an index of y."""
+        lines = []
+        for k in self.used:
+            operand = self.problem.operands[1 + k]
+            if operand.constant != constant:
+                continue
+            place = f"p{1 + k} + {self.offset(operand, at)}"
+            value = f"load_now<{CUDA_TYPES[operand.dtype]}, 1>({place}).v[0]"
+            kind = value_type(operand.dtype)
+            lines.append(f"const {kind} f{k} = {load_value(operand.dtype, value)};")
+        return " ".join(lines)
 
     def element(self, result: str, at: Sequence[str], *, fetched: bool = False) -> str:
         """C++ that finishes one result. fetched: what else it needs is, by `fetch_element`."""
@@ -165,12 +185,15 @@ class Ending:
         )
 
     def fetch(
-        self, copy: str, count: int, axis: int, at: Sequence[str], left: str | None = None
-    ) -> str:
-        """C++ that loads copy number `copy`; as for `run`."""
+        self, copy: str, count: int, axis: int, at: Sequence[str], left: str | None = None, *,
+        constant: bool,
+    ) -> str:  # fmt: skip
+        """C++ that loads copy number `copy`, of constants (before `grid_wait`) or of other
+        operands; as for `run`. Put RUNS_NOW before the kernel."""
         return " ".join(
-            self._move("load", f"f{k}[{copy}]", 1 + k, count, axis, at, left)
+            self._move("load", f"f{k}[{copy}]", 1 + k, count, axis, at, left, "_now")
             for k in self._fixed(axis)
+            if self.problem.operands[1 + k].constant == constant
         )
 
     def run(
@@ -202,19 +225,21 @@ class Ending:
 
     def _move(
         self, what: str, name: str, slot: int, count: int, axis: int, at: Sequence[str],
-        left: str | None,
+        left: str | None, when: str = "",
     ) -> str:  # fmt: skip
-        """load_run or store_run between array `name` and operand `slot` (see cuda_nest.RUNS)."""
+        """load_run or store_run between array `name` and operand `slot` (see cuda_nest.RUNS and,
+        for `when` "_now", RUNS_NOW)."""
         operand, rank = self.problem.operands[slot], len(self.y.strides)
         width, stride = run_width(operand, axis, count, rank), strides_of(operand, rank)[axis]
         place = f"p{slot} + {self.offset(operand, at)}"
         if stride == 0:
-            return f"{name}[0] = *({place});"
+            element = f"load_now<{CUDA_TYPES[operand.dtype]}, 1>({place}).v[0]"
+            return f"{name}[0] = {element if when else f'*({place})'};"
         ends = f"{name}, {place}" if what == "load" else f"{place}, {name}"
-        some = f"{what}_some({ends}, {self.values.text(stride)}, {left or count});"
+        some = f"{what}_some{when}({ends}, {self.values.text(stride)}, {left or count});"
         if stride != 1:
             return some
-        whole = f"{what}_run<{width}>({ends});"
+        whole = f"{what}_run{when}<{width}>({ends});"
         return whole if left is None else f"if ({left} >= {count}) {whole} else {some}"
 
 

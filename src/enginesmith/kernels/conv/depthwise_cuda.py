@@ -19,7 +19,7 @@ from enginesmith.kernels.base import ITEMSIZE, Problem, Tactic, ceildiv, mul, ta
 from enginesmith.kernels.conv.problem import ConvProblem
 from enginesmith.kernels.cuda import CudaSource, Launch
 from enginesmith.kernels.cuda_nest import RUNS, Values, index_text, kernel_head
-from enginesmith.kernels.ending import FLOATS, WORDS, Ending, dealt, run_width
+from enginesmith.kernels.ending import FLOATS, RUNS_NOW, WORDS, Ending, dealt, run_width
 from enginesmith.kernels.nest import Axis
 from enginesmith.plan.target import Target
 
@@ -181,22 +181,24 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> CudaSource:
     n, c, oh, ow = p.y.shape
     tiles = (n, ceildiv(oh, high), ceildiv(ow, wide))
     kind, piece, words = CUDA_TYPES[p.x.dtype], min(v, 4), _words(shape)
+    place = ["0", "c", "0", "0"]
     small = rows * columns * v <= 400 and ph * pw * v * kh * kw <= 2000  # of unrolled code
     body = f"""\
   grid_launch();
   float *weights = reinterpret_cast<float *>(shared_memory());
   const float *packed = reinterpret_cast<const float *>(p1) + blockIdx.y * {shape.weights};
   {dealt(shape.weights // 4, shape.threads, "cp_async16(weights + i * 4, packed + i * 4, true);")}\
-  grid_wait();
   const int C = {values.value(c)}, IH = {values.value(p.x.shape[2])};
   const int IW = {values.value(p.x.shape[3])}, c0 = blockIdx.y * {shape.channels};
+  const int vector = threadIdx.x % {cv}, strip = threadIdx.x / {cv}, c = c0 + vector * {v};
+  {ending.declare(1, v, 1)}
+  if (c < C) {{ {ending.fetch("0", v, 1, place, constant=True)} }}
+  grid_wait();
   {index_text([Axis(s, ()) for s in tiles], values, "blockIdx.x")}
   const int n = i0;
 {_copy(shape, ending)}\
   cp_async_commit();
-  const int vector = threadIdx.x % {cv}, strip = threadIdx.x / {cv}, c = c0 + vector * {v};
-  {ending.declare(1, v, 1)}
-  if (c < C) {{ {ending.fetch("0", v, 1, ["n", "c", "0", "0"])} }}
+  if (c < C) {{ {ending.fetch("0", v, 1, place, constant=False)} }}
   cp_async_wait<0>();
   __syncthreads();
   const int down = strip / {t["sw"]} * {ph}, right = strip % {t["sw"]} * {pw};
@@ -232,13 +234,8 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> CudaSource:
 }}
 """
     blocks = max(1, min(8, 65536 // (shape.threads * shape.registers)))
-    text = (
-        RUNS
-        + WORDS
-        + ending.functions
-        + kernel_head(p, values, shape.threads, blocks=blocks)
-        + body
-    )
+    head = kernel_head(p, values, shape.threads, blocks=blocks)
+    text = RUNS + RUNS_NOW + WORDS + ending.functions + head + body
     grid = (mul(*tiles), ceildiv(c, shape.channels), 1)
     return CudaSource(
         text, (Launch(grid, shape.threads, values.launch, shared=shape.shared_bytes),)

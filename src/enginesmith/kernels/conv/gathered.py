@@ -29,7 +29,7 @@ from enginesmith.kernels.conv.plain import by_output
 from enginesmith.kernels.conv.problem import ConvProblem
 from enginesmith.kernels.cuda import CudaSource, Launch
 from enginesmith.kernels.cuda_nest import RUNS, Values, kernel_head
-from enginesmith.kernels.ending import WORDS, Ending, run_width
+from enginesmith.kernels.ending import RUNS_NOW, WORDS, Ending, run_width
 from enginesmith.plan.target import Target
 
 PIECE = 8
@@ -175,7 +175,8 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> CudaSource:
   }};
   Vec<uint32_t, 4> w[{shape.ahead}][{nt}], x[{shape.ahead}][{2 * mt}];
   UNROLL for (int s = 0; s < {shape.ahead}; ++s) load_w(s, w[s]);
-"""
+  {ending.declare(nt // shape.run, 2 * shape.run, 1)}
+{_fetch(shape, ending, constant=True)}"""
     body = f"""\
   grid_wait();
   const int H = {values.value(height)}, W = {values.value(width)};
@@ -203,7 +204,7 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> CudaSource:
         : Vec<uint32_t, 4>{{}};
     }}
   }};
-{_fetch(shape, ending)}\
+{_fetch(shape, ending, constant=False)}\
   float sum[{mt}][{nt}][4] = {{}};
   auto multiply = [&](const Vec<uint32_t, 4> (&x)[{2 * mt}],
       const Vec<uint32_t, 4> (&w)[{nt}]) {{
@@ -229,7 +230,7 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> CudaSource:
 """
     registers = 4 * mt * nt + 4 * (2 * mt + nt) * shape.ahead * (1 + (steps > shape.ahead)) + 60
     blocks = max(1, min(16, 65536 // (threads * min(255, registers))))
-    text = RUNS + WORDS + ending.functions
+    text = RUNS + RUNS_NOW + WORDS + ending.functions
     text += kernel_head(p, values, threads, blocks=blocks) + head + body
     grid = (
         ceildiv(mul(n, height, width), 16 * mt * down),
@@ -275,12 +276,14 @@ def _sum(shape: _Shape) -> str:
 """
 
 
-def _fetch(shape: _Shape, ending: Ending) -> str:
+def _fetch(shape: _Shape, ending: Ending, *, constant: bool) -> str:
     """C++ that loads what the epilogue needs for all of the lane's pixels."""
     count, left = 2 * shape.run, None if shape.out % (8 * shape.nt) == 0 else "left"
-    fetch = ending.fetch(f"j / {shape.run}", count, 1, ["0", "c", "0", "0"], left)
+    at = ["0", "c", "0", "0"]
+    fetch = ending.fetch(f"j / {shape.run}", count, 1, at, left, constant=constant)
+    if not fetch:
+        return ""
     return f"""\
-  {ending.declare(shape.nt // shape.run, count, 1)}
   UNROLL for (int j = 0; j < {shape.nt}; j += {shape.run}) {{
     const int within = o + j * 8 + t * {count}, c = group * {shape.out} + within;
     const int left = {shape.out} - within;

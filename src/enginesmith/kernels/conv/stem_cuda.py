@@ -29,7 +29,7 @@ from enginesmith.kernels.base import Problem, Tactic, ceildiv, mul, tactic
 from enginesmith.kernels.conv.problem import ConvProblem
 from enginesmith.kernels.cuda import CudaSource, Launch
 from enginesmith.kernels.cuda_nest import RUNS, Values, factor, index_text, kernel_head
-from enginesmith.kernels.ending import FLOATS, Ending, dealt, run_width
+from enginesmith.kernels.ending import FLOATS, RUNS_NOW, Ending, dealt, run_width
 from enginesmith.kernels.nest import Axis
 from enginesmith.plan.target import Target
 
@@ -236,7 +236,7 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> CudaSource:
     kind, n, oh, ow = CUDA_TYPES[p.w.dtype], p.y.shape[0], p.y.shape[2], p.y.shape[3]
     tiles = (n, ceildiv(oh, th), ceildiv(ow, tw))
     weights = f"weights + warp / {down} * {shape.part}" if shape.kept else (
-        f"p1 + (blockIdx.y * {across} + warp / {down}) * {shape.part}"
+        f"p1 + part * {shape.part}"
     )  # fmt: skip
     body = f"""\
   grid_launch();
@@ -245,13 +245,16 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> CudaSource:
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, warp = threadIdx.x / 32;
   {"" if shape.regular else _places(shape)}\
 {_keep(shape, kind)}\
+  const int part = blockIdx.y * {across} + warp / {down};
+  {ending.declare(nt // shape.run, 2 * shape.run, 1)}
+{_fetch(shape, ending, constant=True)}\
   grid_wait();
   const int OH = {values.value(oh)}, OW = {values.value(ow)};
   const int IH = {values.value(p.x.shape[2])}, IW = {values.value(p.x.shape[3])};
   {index_text([Axis(s, ()) for s in tiles], values, "blockIdx.x")}
   const int n = i0, h0 = i1 * {th}, w0 = i2 * {tw};
 {_copy(shape, ending, kind)}\
-{_fetch(shape, ending)}\
+{_fetch(shape, ending, constant=False)}\
   cp_async_wait<0>();
   __syncthreads();
   const int first = warp % {down} * {16 * mt} + g;
@@ -286,7 +289,7 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> CudaSource:
 """
     registers = max(4 * mt * nt + 12 * mt + 2 * nt + 56, 2 * shape.together * shape.vector + 56)
     blocks = max(1, min(8, 65536 // (shape.threads * registers)))
-    text = RUNS + ending.functions + _pair(shape, kind)
+    text = RUNS + RUNS_NOW + ending.functions + _pair(shape, kind)
     text += kernel_head(p, values, shape.threads, blocks=blocks) + body
     grid = (mul(*tiles), shape.parts // across, 1)
     launch = Launch(grid, shape.threads, values.launch, shared=shape.shared_bytes)
@@ -384,15 +387,16 @@ def _copied(shape: _Shape) -> str:
     return f"{pixel} * {shape.pitch} + (c * {kh} + row % {kh}) * {kw} + column % {kw}"
 
 
-def _fetch(shape: _Shape, ending: Ending) -> str:
+def _fetch(shape: _Shape, ending: Ending, *, constant: bool) -> str:
     """C++ that loads what the epilogue needs for all of the lane's pixels."""
-    count, left = 2 * shape.run, _left(shape)
-    fetch = ending.fetch(f"j / {shape.run}", count, 1, ["0", "c", "0", "0"], left)
+    count, nt, at = 2 * shape.run, shape.tactic["nt"], ["0", "c", "0", "0"]
+    copy = f"j / {shape.run}"
+    fetch = ending.fetch(copy, count, 1, at, _left(shape), constant=constant)
+    if not fetch:
+        return ""
     return f"""\
-  {ending.declare(shape.tactic["nt"] // shape.run, count, 1)}
-  const int part = blockIdx.y * {shape.tactic["across"]} + warp / {shape.tactic["down"]};
-  UNROLL for (int j = 0; j < {shape.tactic["nt"]}; j += {shape.run}) {{
-    const int c = part * {8 * shape.tactic["nt"]} + j * 8 + t * {count};
+  UNROLL for (int j = 0; j < {nt}; j += {shape.run}) {{
+    const int c = part * {8 * nt} + j * 8 + t * {count};
     const int left = {shape.problem.out_channels} - c;
     if (left > 0) {{ {fetch} }}
   }}

@@ -107,6 +107,13 @@ def source(problem: Problem, tactic: Tactic, epilogue: Expr, prologue: Expr | No
     + imin(column, N - 1) / {columns} * {columns * step * steps};
   Vec<{kind}, {vector}> w[{ahead}][{columns}], next[{ahead}][{columns}];
   load_ahead(w, b, 0);
+  // Each of the first lanes finishes one sum.
+  const int row = imin(first + lane / {columns}, height - 1);
+  const int n = imin(column + lane % {columns}, N - 1);
+  const bool mine = lane < {rows * columns} && row == first + lane / {columns}
+    && n == column + lane % {columns};
+  {row}
+  {ending.fetch_element([*at, "n"], constant=True)}
   grid_wait();
   const {CUDA_TYPES[a.dtype]} *a[{rows}];
   UNROLL for (int r = 0; r < {rows}; ++r) {{
@@ -114,13 +121,7 @@ def source(problem: Problem, tactic: Tactic, epilogue: Expr, prologue: Expr | No
     {row}
     a[r] = p0 + {ending.offset(a, [*at, "0"])};
   }}
-  // Each of the first lanes finishes one sum.
-  const int row = imin(first + lane / {columns}, height - 1);
-  const int n = imin(column + lane % {columns}, N - 1);
-  const bool mine = lane < {rows * columns} && row == first + lane / {columns}
-    && n == column + lane % {columns};
-  {row}
-  {ending.fetch_element([*at, "n"])}
+  {ending.fetch_element([*at, "n"], constant=False)}
   float sum[{rows}][{columns}] = {{}};
   for (int s0 = 0; s0 < {steps}; s0 += {ahead}) {{
     if (s0 + {ahead} < {steps}) load_ahead(next, b, s0 + {ahead});

@@ -55,8 +55,8 @@ class ContextError(EnginesmithError, RuntimeError):
 
 
 class DeviceError(EnginesmithError, RuntimeError):
-    """A GPU, its driver or a library is missing, or an operation on the GPU failed. `usable`: whether
-    engines of this process can still run on the GPU."""
+    """A GPU, its driver or a library is missing, or an operation on the GPU failed. `usable`: can
+    engines of this process still run on the GPU?"""
 
     def __init__(self, message: str, usable: bool = True) -> None:
         super().__init__(message)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from tests.cuda_emulator.device import EmulatedDevice
 
 from enginesmith import builder
 from enginesmith.planner import assemble_cuda
 from enginesmith.runtime.devices import cuda
 from enginesmith.tuner import cuda_device as tuning
-from tests.cuda_emulator.device import EmulatedDevice
 
 
 @pytest.fixture

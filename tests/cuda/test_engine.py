@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from tests.cuda_emulator.device import EmulatedDevice
 
 import enginesmith as es
-from tests.cuda_emulator.device import EmulatedDevice
 
 MODEL = """
 <ir_version: 8, opset_import: ["" : 18]>

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tests.cuda_emulator.compile import kernels, runtime
+from tests.cuda_emulator.machine import _Launch, _TensorMap
 
 from enginesmith.errors import DeviceError
 from enginesmith.kernels.cuda import Launch
 from enginesmith.runtime.devices.cuda import DeviceMemory
-from tests.cuda_emulator.compile import kernels, runtime
-from tests.cuda_emulator.machine import _Launch, _TensorMap
 
 POISON = 0xFF
 

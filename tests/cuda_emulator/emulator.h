@@ -231,7 +231,6 @@ template <class H> DEVICE uint32_t nan_max2(uint32_t a, uint32_t b, Tag<H> tag) 
   const H a0{(uint16_t)a}, a1{(uint16_t)(a >> 16)}, b0{(uint16_t)b}, b1{(uint16_t)(b >> 16)};
   return pack2(nan_max(to_float(a0), to_float(b0)), nan_max(to_float(a1), to_float(b1)), tag);
 }
-template <class T> DEVICE T load_once(const T *p) { return *p; }
 template <class T, int N = 16 / sizeof(T)> DEVICE Vec<T, N> load_now(const T *p) {
   return load_vec<T, N>(p);
 }

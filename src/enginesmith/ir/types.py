@@ -15,7 +15,7 @@ class Layout:
     x w plane. `channels_last`: (n, c, h, w) lies as [n][h][w][c].
 
     `held`: the element type in memory, by numpy name, where it isn't the value's own: a float32
-    value held as float16 is rounded when it is stored, and the arithmetic around it is float32's."""
+    value held as float16 is rounded when it is stored; the arithmetic around it is float32's."""
 
     block: int = 0
     halo: tuple[int, int, int, int] = (0, 0, 0, 0)

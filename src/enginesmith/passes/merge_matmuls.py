@@ -61,7 +61,8 @@ def _merge(edits: Edits, x: Value, group: list[Node]) -> None:
     weights, biases = [], []
     for node in group:
         attrs, data = node.attrs, node.inputs[1].data
-        assert isinstance(attrs, MatMulAttrs) and data is not None
+        assert isinstance(attrs, MatMulAttrs)
+        assert data is not None
         weights.append(data.T if attrs.transpose_b else data)
         columns = weights[-1].shape[1]
         bias = node.inputs[2].data if len(node.inputs) == 3 else np.zeros((), np.float32)

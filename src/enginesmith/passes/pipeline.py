@@ -79,9 +79,9 @@ def run_pipeline(
 ) -> Graph:
     """Rewrite `graph` in place, and return it.
 
-    strided: for a target whose kernels take any strides. verify: called after every pass that changed something; raises if the graph is broken.
-    after_pass: called likewise with the pass's name, to dump the graph. RuntimeError if a stage
-    doesn't settle.
+    strided: for a target whose kernels take any strides. verify: called after every pass that
+    changed something; raises if the graph is broken. after_pass: called likewise with the pass's
+    name, to dump the graph. RuntimeError if a stage doesn't settle.
     """
     for stage in (*PIPELINE, *(STRIDED if strided else ())):
         _run_stage(graph, stage, verify, after_pass)

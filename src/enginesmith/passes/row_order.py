@@ -12,7 +12,8 @@ behind the matmul, where they meet others and vanish:
     %c = reshape(%b)        (18, 5) -> (9, 2, 5)  ->
 
     %a = transpose(%x) perm=(2, 0, 1, 3)              %a = transpose(%x) perm=(0, 2, 1, 3)
-    %b = reshape(%a)    (s, b, h, d) -> (s, b, w)     %b = reshape(%a)       (b, s, h, d) -> (b, s, w)
+    %b = reshape(%a)    (s, b, h, d) -> (s, b, w)     %b = reshape(%a)
+                                                      (b, s, h, d) -> (b, s, w)
                                                 ->    %c = transpose(%b) perm=(1, 0, 2)
 """
 

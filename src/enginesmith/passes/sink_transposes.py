@@ -1,6 +1,6 @@
-"""Move a transpose of a matmul's (convolution's, ...) result below the pointwise node that reads it,
-so that the matmul can take the pointwise work into its epilogue. For targets whose kernels take any
-strides, where transposes are mostly views.
+"""Move a transpose of a matmul's (convolution's, ...) result below the pointwise node that reads
+it, so that the matmul can take the pointwise work into its epilogue. For targets whose kernels take
+any strides, where transposes are mostly views.
 
     %a = matmul(%x, %w)                              (n, h, w, c)
     %b = transpose(%a) perm=[0, 3, 1, 2]             (n, c, h, w)

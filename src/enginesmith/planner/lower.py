@@ -28,7 +28,6 @@ from enginesmith.planner.storage import (
     View,
 )
 
-
 CALLER_ALIGNMENT = 16
 """The runtime sees to it that inputs and outputs start at a multiple of so many bytes."""
 

@@ -57,8 +57,8 @@ class Pending:
 
 
 class Stream:
-    """A queue of inferences, run one after the other in the order they came: on a CPU by a thread of
-    its own, on a GPU as a stream of the device."""
+    """A queue of inferences, run one after the other in the order they came: on a CPU by a thread
+    of its own, on a GPU as a stream of the device."""
 
     def __init__(self) -> None:
         self._process = 0

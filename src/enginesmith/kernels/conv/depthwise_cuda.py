@@ -99,11 +99,23 @@ class _Shape:
         return 4 * self.weights + high * wide * self.channels * item
 
     @property
+    def unrolled(self) -> bool:
+        """The loop over a strip's input rows is short enough to be unrolled; if they come from
+        memory, their loads are then all in registers."""
+        t, (kh, kw) = self.tactic, self.problem.kernel
+        rows, columns = self.inputs((t["ph"], t["pw"]))
+        most = 400 if t["shared"] else 200
+        return rows * columns * t["v"] <= most and t["ph"] * t["pw"] * t["v"] * kh * kw <= 2000
+
+    @property
     def registers(self) -> int:
         """An estimate."""
         t = self.tactic
-        _, columns = self.inputs((t["ph"], t["pw"]))
-        return t["v"] * (t["ph"] * t["pw"] + columns + 2) + 40
+        rows, columns = self.inputs((t["ph"], t["pw"]))
+        ahead = 0  # loads of other rows under way
+        if self.unrolled and not t["shared"]:
+            ahead = min(96, rows * columns * t["v"] * ITEMSIZE[self.problem.x.dtype] // 4)
+        return t["v"] * (t["ph"] * t["pw"] + columns + 2) + 40 + ahead
 
     @property
     def tiles(self) -> int:
@@ -182,7 +194,6 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> CudaSource:
     tiles = (n, ceildiv(oh, high), ceildiv(ow, wide))
     kind, piece, words = CUDA_TYPES[p.x.dtype], min(v, 4), _words(shape)
     place = ["0", "c", "0", "0"]
-    small = rows * columns * v <= 400 and ph * pw * v * kh * kw <= 2000  # of unrolled code
     body = f"""\
   grid_launch();
   float *weights = reinterpret_cast<float *>(shared_memory());
@@ -205,7 +216,7 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> CudaSource:
   const int h = i1 * {high} + down, w = i2 * {wide} + right;
   if (c >= C || strip >= {t["sw"] * t["sh"]}) return;
   float sum[{ph}][{pw}][{v}] = {{}};
-  {"UNROLL " if small else ""}for (int r = 0; r < {rows}; ++r) {{
+  {"UNROLL " if shape.unrolled else ""}for (int r = 0; r < {rows}; ++r) {{
     Vec<uint32_t, {words}> loaded[{columns}] = {{}};
     {_load_row(shape, ending)}
     float x[{columns}][{v}];
@@ -283,13 +294,16 @@ def _load_row(shape: _Shape, ending: Ending) -> str:
             f"UNROLL for (int j = 0; j < {columns}; ++j) loaded[j] =\n"
             f"      load_words<{words}>(inputs + ({place}) * {shape.channels} + vector * {v});"
         )
+    at = ending.offset(p.x, ["n", "c", "ih", "iw"])
+    # Without branches, the loads of all rows of an unrolled loop are under way at once.
+    skip = "" if shape.unrolled else "if (!in_plane) continue;"
     return f"""\
 const int ih = h * {p.strides[0]} - {p.pads[0]} + r;
-    if (ih < 0 || ih >= IH) continue;
+    const bool in_plane = ih >= 0 && ih < IH;
+    {skip}
     UNROLL for (int j = 0; j < {columns}; ++j) {{
       const int iw = w * {p.strides[1]} - {p.pads[1]} + j;
-      if (iw >= 0 && iw < IW)
-        loaded[j] = load_words<{words}>(p0 + {ending.offset(p.x, ["n", "c", "ih", "iw"])});
+      if (in_plane && iw >= 0 && iw < IW) loaded[j] = load_words<{words}>(p0 + {at});
     }}"""
 
 

@@ -91,7 +91,12 @@ class EmulatedDevice:
         self._check("copy_in")
         self._do(lambda: ctypes.memmove(to, source, size))
 
-    copy_out = copy = copy_in
+    def copy_out(self, to: int, source: int, size: int, stream: int) -> None:
+        self._check("copy_out")
+        self._do(lambda: ctypes.memmove(to, source, size))
+
+    def copy(self, to: int, source: int, size: int, stream: int) -> None:
+        self._do(lambda: ctypes.memmove(to, source, size))
 
     def clear(self, address: int, size: int, stream: int) -> None:
         self._do(lambda: ctypes.memset(address, 0, size))

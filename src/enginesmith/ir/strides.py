@@ -34,13 +34,13 @@ def reshaped(strides: tuple[Stride, ...], old: Shape, new: Shape) -> tuple[Strid
         (size, stride), (_, wide) = left.pop(0), right[0]
         group = [right.pop(0)]
         while not dims.equal(size, wide):
-            if _is_multiple(wide, size) and left:
+            if _exceeds(wide, size) and left:
                 inner, inner_stride = left.pop(0)
                 outer = dims.product(stride)
                 if not dims.equal(outer, dims.product((inner, *inner_stride))):
                     return None
                 size, stride = dims.product((size, inner)), inner_stride
-            elif _is_multiple(size, wide) and right:
+            elif _exceeds(size, wide) and right:
                 group.append(right.pop(0))
                 wide = dims.product((wide, group[-1][1]))
             else:
@@ -54,7 +54,9 @@ def reshaped(strides: tuple[Stride, ...], old: Shape, new: Shape) -> tuple[Strid
     return None if left or right else tuple(result)
 
 
-def _is_multiple(a: Dim, b: Dim) -> bool:
-    """b divides a, whatever the symbols are."""
+def _exceeds(a: Dim, b: Dim) -> bool:
+    """Is `a` larger than `b`, or a multiple of it whatever the symbols are?"""
+    if isinstance(a, int) and isinstance(b, int):
+        return a > b
     quotient = sympy.cancel(sympy.sympify(a) / sympy.sympify(b))
     return bool(sympy.denom(quotient) == 1)

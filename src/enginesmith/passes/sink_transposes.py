@@ -75,10 +75,9 @@ def _move(edits: Edits, transpose: Node, node: Node) -> None:
             inputs.append(edits.produce(node, "transpose", [value], TransposeAttrs(back), type_))
     type_ = node.output.type.with_shape(inner.shape)
     result = edits.produce(node, "pointwise", inputs, node.attrs, type_)
-    below = edits.replace(node, "transpose", [result], attrs)
+    below = edits.replace(node, "transpose", [result], attrs, [transpose])
     assert result.producer is not None
     merge_sources(result.producer, below)
-    edits.drop(transpose)
 
 
 def _transposed(value: Value, perm: tuple[int, ...]) -> Value:

@@ -321,8 +321,8 @@ class _Placer:
                 strides = tuple(outer.strides[perm.index(axis)] for axis in range(len(perm)))
             elif (back := reshaped(outer.strides, y.shape, value.shape)) is not None:
                 strides = back
-            else:
-                del self.seen_as[id(value)]
+            else:  # not in its place in a concat: what is seen there is copied instead
+                del self.seen_as[id(value)], self.parent[id(y)], self.plan.views[id(y)]
                 return self.root(value, "arena", 0)
             view = View(outer.storage, outer.offset, strides)
         else:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -80,10 +80,10 @@ class CudaPending(Pending):
     """The result of an enqueued inference on a GPU, when it comes."""
 
     def __init__(
-        self, device: CudaDevice, event: int, results: Outputs, fill: list[tuple[Array, Array]],
+        self, program: CudaProgram, event: int, results: Outputs, fill: list[tuple[Array, Array]],
         keep: Any,
     ) -> None:  # fmt: skip
-        self._device, self._event = device, event
+        self._program, self._device, self._event = program, program.device, event
         self._results, self._fill, self._keep = results, fill, keep
         self._error: BaseException | None = None
         self.collected = False
@@ -112,7 +112,9 @@ class CudaPending(Pending):
             if self.collected:
                 return
             try:
-                self._device.wait_for(self._event)
+                with self._program.watched():
+                    self._device.use()  # another thread than the one that enqueued may collect
+                    self._device.wait_for(self._event)
                 for target, staged in self._fill:
                     target[...] = staged
             except DeviceError as error:
@@ -131,7 +133,6 @@ class CudaExecutionContext:
         self._plan, self._binder, self._program = plan, binder, program
         self._device = program.device
         self._guard = threading.Lock()
-        self._lost: DeviceError | None = None
         self._bound: Bound | None = None
         self._arena: DeviceMemory | None = None
         self._persistent: dict[int, DeviceMemory] = {}
@@ -173,11 +174,8 @@ class CudaExecutionContext:
         if not self._guard.acquire(blocking=False):
             raise ContextError(IN_USE)
         try:
-            return self._start(feeds, stream, outputs or {}, results)
-        except DeviceError as error:
-            if not error.usable:
-                self._lost = error
-            raise
+            with self._program.watched():
+                return self._start(feeds, stream, outputs or {}, results)
         finally:
             self._guard.release()
 
@@ -185,7 +183,7 @@ class CudaExecutionContext:
         """Run one inference; the seconds each of the plan's steps took on the GPU, one after the
         other (in a normal run consecutive steps overlap a little)."""
         self.execute(feeds, results="device")
-        with self._guard:
+        with self._guard, self._program.watched():
             run, compute = self._last_run()
             stamps = [self._device.event(timing=True) for _ in range(len(self._plan.steps) + 1)]
             with self._device.capture(compute) as made:
@@ -211,19 +209,68 @@ class CudaExecutionContext:
         events around `inner` replays of the graph, one right after the other."""
         for _ in range(3):
             self.execute(feeds, outputs, results="device")
-        with self._guard:
+        with self._guard, self._program.watched():
             graph, compute = next(reversed(self._graphs.values()))[1], self._last_stream
-            start, end = (self._device.event(timing=True) for _ in range(2))
-            times = []
+            return self._timed(lambda: self._device.replay(graph, compute), compute, repeats, inner)
+
+    def measure(self, feeds: Mapping[str, Any], repeats: int) -> dict[str, list[float]]:
+        """Seconds of each of `repeats` inferences one after the other, by part.
+
+        "enqueue": of the host's, until `enqueue` returns; "end to end": until the results are there
+        as numpy arrays. "h2d", "compute", "d2h": the GPU's, each timed alone: copies of the feeds
+        (if on the host) and of the outputs, and the kernels.
+        """
+        clock = time.perf_counter
+        times: dict[str, list[float]] = {"enqueue": [], "end to end": []}
+        compute = self.gpu_times(feeds, repeats)
+        made = self.execute(feeds)
+        for _ in range(repeats):
+            start = clock()
+            pending = self.enqueue(feeds)
+            enqueued = clock()
+            pending.result()
+            end = clock()
+            times["enqueue"].append(enqueued - start)
+            times["end to end"].append(end - start)
+        with self._guard, self._program.watched():
+            host = [feeds[s.name] for s in self._plan.inputs if not on_device(feeds[s.name])]
+            h2d = self._copy_times([np.asarray(a).nbytes for a in host], True, repeats)
+            d2h = self._copy_times([a.nbytes for a in made.values()], False, repeats)
+        return {"h2d": h2d, "compute": compute, "d2h": d2h, **times}
+
+    def _copy_times(self, sizes: Sequence[int], inwards: bool, repeats: int) -> list[float]:
+        """Seconds of copying arrays of these sizes from page-locked memory to the GPU, or back."""
+        device, stream = self._device, self._open_streams()[0]
+        pairs = [(size, device.pinned(size), device.allocate(size)) for size in sizes]
+
+        def job() -> None:
+            for size, host, memory in pairs:
+                if inwards:
+                    device.copy_in(memory.address, host.ctypes.data, size, stream)
+                else:
+                    device.copy_out(host.ctypes.data, memory.address, size, stream)
+
+        return self._timed(job, stream, repeats)
+
+    def _timed(
+        self, job: Callable[[], None], stream: int, repeats: int, inner: int = 1
+    ) -> list[float]:
+        """Seconds of what `job` puts on the stream, timed `repeats` times with events around
+        `inner` of them."""
+        device = self._device
+        start, end = (device.event(timing=True) for _ in range(2))
+        times = []
+        try:
             for _ in range(repeats):
-                self._device.record(start, compute)
+                device.record(start, stream)
                 for _ in range(inner):
-                    self._device.replay(graph, compute)
-                self._device.record(end, compute)
-                self._device.wait_for(end)
-                times.append(self._device.elapsed(start, end) / inner)
-            self._device.close_event(start)
-            self._device.close_event(end)
+                    job()
+                device.record(end, stream)
+                device.wait_for(end)
+                times.append(device.elapsed(start, end) / inner)
+        finally:
+            device.close_event(start)
+            device.close_event(end)
         return times
 
     def _last_run(self) -> tuple[Run, int]:
@@ -235,8 +282,7 @@ class CudaExecutionContext:
         self, feeds: Mapping[str, Any], stream: Stream | None, given: Mapping[str, Any],
         results: str,
     ) -> CudaPending:  # fmt: skip
-        if self._lost is not None:
-            raise self._lost
+        self._program.check_usable()
         device = self._device
         device.use()
         feeds_in, bound = self._gather(feeds)
@@ -265,7 +311,7 @@ class CudaExecutionContext:
                 device.copy_out(staging.ctypes.data, source, staging.nbytes, copy_out)
             last = copy_out
         device.record(slot.done, last)
-        slot.pending = CudaPending(device, slot.done, made, fill, (feeds_in, given))
+        slot.pending = CudaPending(self._program, slot.done, made, fill, (feeds_in, given, stream))
         return slot.pending
 
     def _gather(self, feeds: Mapping[str, Any]) -> tuple[list[Array | DeviceArray], Bound]:
@@ -307,6 +353,7 @@ class CudaExecutionContext:
         """The given outputs on the host, checked; those on the GPU are checked too."""
         host = {name: array for name, array in given.items() if not on_device(array)}
         inputs = [a for a in feeds if isinstance(a, np.ndarray)]
+        taken = [a for a in feeds if isinstance(a, DeviceArray)]
         if host:
             check_outputs(self._plan.outputs, bound.outputs, host, inputs)
         problems = []
@@ -325,6 +372,15 @@ class CudaExecutionContext:
                     f"the array for output {name!r} {problem}; it must be a C-contiguous array of "
                     f"type {dtype} and shape {shape}"
                 )
+            else:
+                facts = getattr(value, "__cuda_array_interface__", {"data": (0, False)})
+                if facts["data"][1]:
+                    problems.append(f"the array for output {name!r} is read-only")
+                if any(_overlap(array, other) for other in taken):
+                    problems.append(
+                        f"the array for output {name!r} shares memory with another array"
+                    )
+                taken.append(array)
         if problems:
             raise feed_error(problems)
         return host
@@ -375,11 +431,13 @@ class CudaExecutionContext:
             self._bound = None
             for i, size in grows:
                 self._persistent[i] = memory = device.allocate(align(size))
-                device.clear(memory.address, memory.size, self._last_stream)
                 self._base[i] = memory.address
             if self._arena is None or bound.arena > self._arena.size:
                 self._arena = None
                 self._arena = device.allocate(bound.arena)
+        # Where these sizes keep counters, others may have left sums.
+        for i, size in bound.persistent:
+            device.clear(self._base[i], size, self._last_stream)
         for i, offset in bound.offsets:
             self._base[i] = self._arena.address + offset
         self._bound = bound
@@ -481,3 +539,8 @@ class CudaExecutionContext:
                 for event in (slot.copied_in, slot.computed, slot.done):
                     if event:
                         self._device.close_event(event)
+
+
+def _overlap(a: DeviceArray, b: DeviceArray) -> bool:
+    """Do the arrays share memory?"""
+    return a.address < b.address + b.nbytes and b.address < a.address + a.nbytes

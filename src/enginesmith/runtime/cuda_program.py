@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from enginesmith.errors import ContextError, PlanError
+from enginesmith.errors import ContextError, DeviceError, PlanError
 from enginesmith.log import logger
 from enginesmith.plan.expression import Evaluator, compile_expression
 from enginesmith.plan.plan import KernelLaunch, MapSpec, Plan
@@ -19,6 +20,8 @@ from enginesmith.runtime.devices.cuda import CudaDevice, DeviceMemory
 
 LIMIT = 1 << 31
 """Kernels index with 32-bit ints."""
+
+CLOSED = "the engine is closed; load or build it again"
 
 OVERLAPPING = 90
 """Compute capability (times ten) from which on a kernel may be set up while others still run."""
@@ -68,17 +71,35 @@ class CudaProgram:
         check_gpu(plan, device.arch, device.name)
         self.plan, self.device = plan, device
         self.closed = False
+        self.lost: DeviceError | None = None
         self._lock = threading.Lock()
         self._launches: list[_Launch] | None = None
         self._modules: list[int] = []
         self._weights: DeviceMemory | None = None
         self._sizes = [compile_expression(buffer.size) for buffer in plan.buffers]
 
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Remembers that the GPU is lost, should it be in this block."""
+        try:
+            yield
+        except DeviceError as error:
+            if not error.usable:
+                self.lost = error
+            raise
+
+    def check_usable(self) -> None:
+        """ContextError if the engine is closed; if the GPU is lost, the error that lost it."""
+        if self.closed:
+            raise ContextError(CLOSED)
+        if self.lost is not None:
+            raise DeviceError(str(self.lost), usable=False) from self.lost
+
     def load(self) -> tuple[list[_Launch], DeviceMemory]:
         """The launches and the weights, on the GPU from the first call on."""
         with self._lock:
             if self.closed:
-                raise ContextError("the engine is closed; load or build it again")
+                raise ContextError(CLOSED)
             if self._launches is None:
                 self._weights = self._upload()
                 self._launches = self._load_kernels()
@@ -137,6 +158,10 @@ class CudaProgram:
             for module in self._modules:
                 self.device.unload(module)
             self._modules, self._launches, self._weights = [], None, None
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # at exit the driver may be gone
+            self.close()
 
 
 @dataclass(slots=True)

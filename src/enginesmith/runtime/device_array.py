@@ -103,6 +103,8 @@ def as_device_array(device: CudaDevice, value: Any) -> tuple[DeviceArray | None,
 
 def _is_dense(shape: Any, strides: Any) -> bool:
     """Row-major without gaps; strides in elements."""
+    if 0 in tuple(shape):
+        return True  # whatever an empty array's strides are
     expected = 1
     for size, stride in zip(reversed(tuple(shape)), reversed(tuple(strides)), strict=True):
         if size > 1 and stride != expected:

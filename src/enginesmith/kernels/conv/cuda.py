@@ -53,6 +53,8 @@ def _able(problem: ConvProblem, target: Target) -> list[str]:
     work = problem.typical(conv_cost(problem).flops)
     if "wgmma" in able and work < LARGE:
         able.sort(key=lambda name: name not in (*SPECIAL, "mma"))
+    if "depthwise" in able and "mma" in able:
+        able.remove("mma")  # it would multiply 32 times as many numbers
     return able
 
 

@@ -123,11 +123,17 @@ def torch_peer(how: str, name: str, job: GpuJob) -> GpuRunner:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 module(*inputs)
-            run = graph.replay
+            # A graph doesn't own what was allocated before its capture: weights and inputs.
+            run = partial(_replay, graph, (module, inputs))
     took = time.perf_counter() - start
     if [shape] != list(job.outputs.values()):
         raise ValueError(f"its output is {shape}, the model's {list(job.outputs.values())}")
     return GpuRunner(name, partial(torch_times, run, stream), None, took, forget_torch)
+
+
+def _replay(graph: Any, kept: Any) -> None:
+    """Run a captured graph; `kept` is what it reads."""
+    graph.replay()
 
 
 def _on_gpu(array: np.ndarray, dtype: Any) -> Any:

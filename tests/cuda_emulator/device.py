@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import re
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -51,7 +52,7 @@ class EmulatedDevice:
         self.fail_next: dict[str, DeviceError] = {}
         self._handles: dict[int, Any] = {}
         self._numbers = itertools.count(1)
-        self._recording: list[Any] | None = None
+        self._recording = threading.local()  # captures of threads side by side don't mix
         self._times: dict[int, float] = {}
 
     def _check(self, operation: str) -> None:
@@ -82,8 +83,9 @@ class EmulatedDevice:
         return np.empty(size, np.uint8)
 
     def _do(self, job: Any) -> None:
-        if self._recording is not None:
-            self._recording.append(job)
+        jobs = getattr(self._recording, "jobs", None)
+        if jobs is not None:
+            jobs.append(job)
         else:
             job()
 
@@ -183,13 +185,13 @@ class EmulatedDevice:
     @contextmanager
     def capture(self, stream: int) -> Iterator[list[int]]:
         self.captures += 1
-        self._recording = []
+        self._recording.jobs = jobs = list[Any]()
         made: list[int] = []
         try:
             yield made
-            made.append(self._handle(self._recording))
+            made.append(self._handle(jobs))
         finally:
-            self._recording = None
+            self._recording.jobs = None
 
     def replay(self, graph: int, stream: int) -> None:
         self._check("replay")

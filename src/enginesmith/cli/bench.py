@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import platform
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +18,22 @@ from rich.table import Table
 
 from enginesmith.cli import display
 from enginesmith.cli.load import evaluate, load_engine, random_feeds, shape_at, symbols_of_shapes
-from enginesmith.cli.options import Duration, NamedShape, example, threads_option
+from enginesmith.cli.options import Duration, NamedShape, example, target_options, threads_option
 from enginesmith.plan.plan import Plan
 
 if TYPE_CHECKING:
+    from enginesmith.tuner.cuda_peak import CudaPeak
     from enginesmith.tuner.peak import Peak
 
 PROFILED_RUNS = 20
 """The most profiled runs; their median is shown."""
+
+
+PARTS_RUNS = 50
+"""Runs whose parts are timed on a GPU."""
+
+CONTEXTS = (1, 2, 4)
+"""Contexts side by side on a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +64,7 @@ class Layer:
     epilog=example(
         "enginesmith bench model.plan --layers --duration 10s",
         "enginesmith bench model.onnx --shape x=8x3x224x224 --threads 2 --json bench.json",
+        "enginesmith bench model.onnx --target cuda --precision fp16",
     ),
 )
 @click.argument("plan_or_model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
@@ -67,6 +78,7 @@ class Layer:
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
     help="Write every figure to FILE; - for stdout instead of the tables.",
 )  # fmt: skip
+@target_options
 @threads_option
 def bench(
     plan_or_model: Path,
@@ -74,20 +86,29 @@ def bench(
     duration: float,
     layers: bool,
     json_file: Path | None,
+    target: str,
+    precision: str,
     threads: int | None,
 ) -> None:
     """Measure PLAN_OR_MODEL with random inputs: latency, throughput, time per layer.
 
-    Per cents are of this machine's fp32 multiply-add and copy rates, measured just before.
+    Per cents are of this machine's fp32 multiply-add and copy rates, measured just before; on a GPU
+    of its measured copy rate and of what its datasheet says of arithmetic. --target and --precision
+    are for a model, which is built first; a plan has its own.
     """
-    engine = load_engine(plan_or_model, threads)
-    symbols = symbols_of_shapes(engine.plan, dict(shapes))
-    feeds = random_feeds(engine.plan, symbols)
-    peak = machine_peak(engine.plan, engine.threads)
+    engine = load_engine(plan_or_model, threads, target=target, precision=precision)
+    plan = engine.plan
+    symbols = symbols_of_shapes(plan, dict(shapes))
+    feeds = random_feeds(plan, symbols)
+    gpu = plan.target.startswith("cuda")
+    peak: Peak | CudaPeak = gpu_peak(plan) if gpu else machine_peak(plan, engine.threads)
     times = measure(lambda: engine(feeds), duration)
     steps = profile(engine, feeds, min(duration, 1.0))
-    measured = layers_of(engine.plan, symbols, steps)
-    result = report(engine.plan, symbols, times, measured, peak)
+    measured = layers_of(plan, symbols, steps)
+    result = report(plan, symbols, times, measured, peak)
+    if gpu:
+        result["parts"] = parts_of(engine, feeds)
+        result["contexts"] = throughputs(engine, feeds, duration / len(CONTEXTS))
     if json_file is not None and str(json_file) != "-":
         json_file.write_text(json.dumps(result, indent=2) + "\n")
     if json_file is not None and str(json_file) == "-":
@@ -107,6 +128,48 @@ def machine_peak(plan: Plan, threads: int) -> Peak:
 
     target = parse_target(plan.target, None)
     return measure_peak(target, threads, ArtifactCache(knobs().cache))
+
+
+def gpu_peak(plan: Plan) -> CudaPeak:
+    """What this machine's GPU reaches at the plan's precision."""
+    from enginesmith.runtime.devices import cuda
+    from enginesmith.tuner.cuda_peak import cuda_peak
+
+    return cuda_peak(cuda.cuda_device(), plan.precision)
+
+
+def parts_of(engine: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The median seconds of an inference's parts on a GPU: see CudaExecutionContext.measure."""
+    parts = engine.context().measure(feeds, PARTS_RUNS)
+    return {name: float(np.median(times)) for name, times in parts.items()}
+
+
+def throughputs(engine: Any, feeds: Mapping[str, np.ndarray], duration: float) -> dict[str, float]:
+    """Inferences a second by the number of contexts side by side, each with a thread of its own
+    that keeps two in flight."""
+    return {str(count): _throughput(engine, feeds, duration, count) for count in CONTEXTS}
+
+
+def _throughput(engine: Any, feeds: Mapping[str, np.ndarray], duration: float, count: int) -> float:
+    contexts = [engine.context() for _ in range(count)]
+    for context in contexts * 3:
+        for pending in [context.enqueue(feeds) for _ in range(2)]:
+            pending.result()  # then both of its graphs are there
+    barrier = threading.Barrier(count)
+
+    def work(context: Any) -> float:
+        barrier.wait()
+        start = now = time.perf_counter()
+        done, older = 0, context.enqueue(feeds)
+        while now - start < duration:
+            newer = context.enqueue(feeds)
+            older.result()
+            done, older, now = done + 1, newer, time.perf_counter()
+        older.result()
+        return float(done + 1) / (time.perf_counter() - start)
+
+    with ThreadPoolExecutor(count) as pool:
+        return sum(pool.map(work, contexts))
 
 
 def measure(run: Callable[[], object], duration: float) -> list[float]:
@@ -157,7 +220,7 @@ def report(
     symbols: Mapping[str, int],
     times: Sequence[float],
     layers: Sequence[Layer],
-    peak: Peak,
+    peak: Peak | CudaPeak,
 ) -> dict[str, Any]:
     """All figures, as JSON writes them. Times are in seconds."""
     p90, p95, p99 = (float(p) for p in np.percentile(times, (90, 95, 99)))
@@ -168,8 +231,8 @@ def report(
         "name": plan.name,
         "target": plan.target,
         "precision": plan.precision,
-        "threads": peak.threads,
-        "machine": platform.processor() or platform.machine(),
+        "threads": getattr(peak, "threads", 1),
+        "machine": getattr(peak, "card", "") or platform.processor() or platform.machine(),
         "inputs": {spec.name: shape_at(spec, symbols) for spec in plan.inputs},
         "runs": len(times),
         "latency": latency | {"p90": p90, "p95": p95, "p99": p99},
@@ -189,19 +252,25 @@ def summary_table(result: Mapping[str, Any]) -> Table:
     rows = display.table("", ">", title=f"{result['name']}: {shapes}")
     for name, value in result["latency"].items():
         rows.add_row(f"latency {name}", display.seconds(value))
-    peak = result["peak"]
-    share = result["gflops"] / peak["gflops"]
+    peak, gpu = result["peak"], "parts" in result
+    for name, value in result.get("parts", {}).items():
+        rows.add_row(f"{name}, median", display.seconds(value))
     rows.add_row("throughput", f"{result['throughput']:.4g} runs/s")
+    for count, rate in result.get("contexts", {}).items():
+        rows.add_row(f"contexts: {count}", f"{rate:.4g} runs/s")
+    # On a GPU the rate is that of its kernels: copies of inputs and outputs aren't arithmetic.
+    rate = result["flops"] / result["parts"]["compute"] / 1e9 if gpu else result["gflops"]
     rows.add_row("work", f"{result['flops'] / 1e9:.3g} GFLOP")
-    rows.add_row("rate", f"{result['gflops']:.4g} GFLOP/s, {share:.0%} of the peak")
-    rows.add_row(
-        f"peak, {peak['threads']} threads",
-        f"{peak['gflops']:.0f} GFLOP/s, {peak['gbps']:.0f} GB/s",
-    )
+    rows.add_row("rate", f"{rate:.4g} GFLOP/s, {_share(rate, peak['gflops'])} of the peak")
+    limits = f"{peak['gflops']:.0f} GFLOP/s, {peak['gbps']:.0f} GB/s"
+    if gpu:
+        rows.add_row(f"{peak['card']}, GFLOP/s by the datasheet", limits)
+    else:
+        rows.add_row(f"peak, {peak['threads']} threads", limits)
     return rows
 
 
-def layer_table(layers: Sequence[Layer], peak: Peak, limit: int) -> Table:
+def layer_table(layers: Sequence[Layer], peak: Peak | CudaPeak, limit: int) -> Table:
     """The slowest layers; all of them, in the plan's order, if `limit` reaches."""
     total = sum(layer.seconds for layer in layers) or 1.0
     shown = list(layers)
@@ -217,9 +286,14 @@ def layer_table(layers: Sequence[Layer], peak: Peak, limit: int) -> Table:
             display.seconds(layer.seconds),
             f"{layer.seconds / total:.1%}",
             f"{layer.gflops:.1f}",
-            f"{layer.gflops / peak.gflops:.0%}",
+            _share(layer.gflops, peak.gflops),
             f"{layer.gbps:.1f}",
-            f"{layer.gbps / peak.gbps:.0%}",
+            _share(layer.gbps, peak.gbps),
             f"{layer.op} {layer.tactic}: {', '.join(layer.nodes)}",
         )
     return rows
+
+
+def _share(rate: float, peak: float) -> str:
+    """Per cent of the peak, if that is known."""
+    return f"{rate / peak:.0%}" if peak else "-"

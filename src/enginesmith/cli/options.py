@@ -114,8 +114,8 @@ def example(*lines: str) -> str:
     return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def build_options(command: Command) -> Command:
-    """--target, --precision, --shape and --profile: what is built."""
+def target_options(command: Command) -> Command:
+    """--target and --precision: what a model is built for."""
     for option in reversed(
         (
             click.option("--target", default="cpu", show_default=True, metavar="DEVICE[:ISA]",
@@ -123,6 +123,16 @@ def build_options(command: Command) -> Command:
                               "cuda:sm_80, cuda:sm_90, ..."),
             click.option("--precision", default="fp32", show_default=True, metavar="TYPE",
                          help="fp32; on GPUs also fp16 and bf16."),
+        )
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def build_options(command: Command) -> Command:
+    """--target, --precision, --shape and --profile: what is built."""
+    for option in reversed(
+        (
             click.option("--shape", "shapes", type=NamedSymbolicShape(), multiple=True,
                          help="Fix an input's shape: x=1x3x224x224; with commas, dims may be "
                               "symbols: x=batch,3,224,224. May be repeated."),
@@ -132,7 +142,7 @@ def build_options(command: Command) -> Command:
         )
     ):  # fmt: skip
         command = option(command)
-    return command
+    return target_options(command)
 
 
 def threads_option(command: Command) -> Command:

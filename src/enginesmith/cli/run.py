@@ -16,14 +16,14 @@ from enginesmith.cli.load import (
     read_array,
     symbols_of_shapes,
 )
-from enginesmith.cli.options import Named, NamedShape, example, threads_option
+from enginesmith.cli.options import Named, NamedShape, example, target_options, threads_option
 
 
 @click.command(
     short_help="Run a plan or model once.",
     epilog=example(
         "enginesmith run model.plan --input x=image.npy --output-dir results",
-        "enginesmith run model.onnx --input x=random",
+        "enginesmith run model.onnx --input x=random --target cuda --precision fp16",
     ),
 )
 @click.argument("plan_or_model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
@@ -40,6 +40,7 @@ from enginesmith.cli.options import Named, NamedShape, example, threads_option
     "--output-dir", type=click.Path(file_okay=False, path_type=Path),
     help="Write each output there as OUTPUT.npy.",
 )  # fmt: skip
+@target_options
 @threads_option
 def run(
     plan_or_model: Path,
@@ -47,11 +48,16 @@ def run(
     shapes: Any,
     seed: int,
     output_dir: Path | None,
+    target: str,
+    precision: str,
     threads: int | None,
 ) -> None:
-    """Run PLAN_OR_MODEL once; print a summary of each output."""
+    """Run PLAN_OR_MODEL once; print a summary of each output.
+
+    --target and --precision are for a model, which is built first; a plan has its own.
+    """
     arrays = {name: read_array(Path(file)) for name, file in inputs if file != "random"}
-    engine = load_engine(plan_or_model, threads)
+    engine = load_engine(plan_or_model, threads, target=target, precision=precision)
     given = {name: array.shape for name, array in arrays.items()} | dict(shapes)
     check_names(engine.plan, [name for name, _ in inputs])
     symbols = symbols_of_shapes(engine.plan, given)

@@ -74,7 +74,7 @@ class Launch:
 class CudaSource:
     """CUDA C++ whose kernels are called NAME + suffix, and how to launch them in order.
 
-    workspace: bytes. cleared: so many of the workspace's first bytes are zero before the first run
+    workspace: bytes. cleared: so many of its first bytes are zero before the first run of each size
     and must be left zero by each run (counters of split sums).
     """
 

@@ -54,7 +54,7 @@ class Buffer:
 
     kind: "input" (index = position among the inputs), "output" (same), "weights" (one, the
     memory-mapped blob), "arena" (alive from step `first` to step `last`, inclusive; storage is
-    shared by lifetimes), "persistent" (a context's own, zeros at first and kept between runs).
+    shared by lifetimes), "persistent" (a context's own, kept between runs; zeros for new sizes).
     size: bytes, an int or an expression over the symbols.
     slack: bytes that may be read (never written) before and after it.
     """

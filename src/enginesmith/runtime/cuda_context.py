@@ -112,12 +112,12 @@ class CudaPending(Pending):
             if self.collected:
                 return
             try:
-                with self._program.watched():
-                    self._device.use()  # another thread than the one that enqueued may collect
-                    self._device.wait_for(self._event)
+                self._device.use()  # another thread than the one that enqueued may collect
+                self._device.wait_for(self._event)
                 for target, staged in self._fill:
                     target[...] = staged
             except DeviceError as error:
+                self._program.note(error)
                 self._error = error
             self.collected, self._fill, self._keep = True, [], None
 
@@ -174,8 +174,10 @@ class CudaExecutionContext:
         if not self._guard.acquire(blocking=False):
             raise ContextError(IN_USE)
         try:
-            with self._program.watched():
-                return self._start(feeds, stream, outputs or {}, results)
+            return self._start(feeds, stream, outputs or {}, results)
+        except DeviceError as error:
+            self._program.note(error)
+            raise
         finally:
             self._guard.release()
 

@@ -80,13 +80,17 @@ class CudaProgram:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Remembers that the GPU is lost, should it be in this block."""
+        """Notes errors of the block."""
         try:
             yield
         except DeviceError as error:
-            if not error.usable:
-                self.lost = error
+            self.note(error)
             raise
+
+    def note(self, error: DeviceError) -> None:
+        """Remembers the error if the GPU is lost by it."""
+        if not error.usable:
+            self.lost = error
 
     def check_usable(self) -> None:
         """ContextError if the engine is closed; if the GPU is lost, the error that lost it."""

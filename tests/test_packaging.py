@@ -20,7 +20,7 @@ import enginesmith as es
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "enginesmith"
 # Where pip's names differ from Python's.
-IMPORT_NAMES = {"cuda-core": "cuda", "protobuf": "google"}
+IMPORT_NAMES = {"cuda-core": "cuda", "ml-dtypes": "ml_dtypes", "protobuf": "google"}
 # What a module may use where it is installed, and does without where it is not.
 OPTIONAL = {"verify/compare.py: onnxruntime"}
 

@@ -3,7 +3,8 @@
 Precision is a matter of memory. A value keeps its type, and so does all arithmetic around it; it is
 rounded when a kernel stores it (`Layout.held`). Held in half precision are all float32 values and
 the weights of convolutions, matmuls and tables. Not held are the graph's inputs and outputs, what
-only moves them (views of their memory), small constants such as biases, and the values of `keep`.
+only moves them (views of their memory), small constants such as biases, counted numbers (ranges,
+whose steps half precision would lose), and the values of `keep`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def assign_precision(graph: Graph, held: str, keep: Collection[int] = ()) -> lis
     """Set `Layout.held` of the graph's values. keep: ids of values that stay float32. Returns the
     weights that had to stay, because `held` can't hold their largest element."""
     kept = set(keep) | {id(v) for v in (*graph.inputs, *graph.outputs)}
+    kept.update(id(v) for node in graph.nodes if node.op == "range" for v in node.outputs)
     for node in reversed(graph.nodes):  # what only moves an output's memory has its type
         if node.op in MOVES and all(id(v) in kept for v in node.outputs):
             kept.update(id(v) for v in node.inputs if len(v.uses) == 1 and v.producer)

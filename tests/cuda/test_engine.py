@@ -60,3 +60,27 @@ def test_engine_gives_what_onnx_runtime_gives(
         if n:
             assert error(got, expected(proto, {"x": x})[0]) < bound
     assert (gpu.captures, gpu.replays) == (1, 2)
+
+
+def test_an_output_that_is_multiplied_further(gpu: EmulatedDevice) -> None:
+    """It is held in half precision for the next matmul and copied for the caller."""
+    text = """
+    <ir_version: 8, opset_import: ["" : 18]>
+    chain (float[n, 32] x) => (float[n, 32] a, float[n, 32] b) {
+      a = MatMul (x, first)
+      b = MatMul (a, second)
+    }
+    """
+    proto = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    for name in ("first", "second"):
+        weight = rng.standard_normal((32, 32), np.float32) / 6
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+    engine = es.build(proto, target="cuda", precision="fp16", tuning=False)
+    matmuls = [step for step in engine.plan.steps if step.op == "matmul"]
+    assert "simple" not in matmuls[1].tactic
+    x = rng.standard_normal((5, 32), np.float32)
+    got, want = engine({"x": x}), expected(proto, {"x": x})
+    assert list(got) == ["a", "b"]
+    assert error(got["a"], want[0]) < 3e-3
+    assert error(got["b"], want[1]) < 3e-3

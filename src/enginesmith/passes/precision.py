@@ -15,9 +15,13 @@ from dataclasses import replace
 import numpy as np
 
 from enginesmith.ir.graph import Graph, Node, Value
+from enginesmith.ir.ops import LayoutAttrs
 
 WEIGHT_SLOTS = {"conv": (1,), "conv_transpose": (1,), "matmul": (0, 1), "gather": (0,)}
 """Operands that are many and are multiplied or looked up."""
+
+FACTORS = {"conv": (0,), "conv_transpose": (0,), "matmul": (0, 1), "attention": (0, 1, 2)}
+"""Operands of kernels for matrices, which should all be of one type."""
 
 LARGE = 1 << 14
 """Other constants are held in half precision from this many elements on."""
@@ -33,6 +37,7 @@ LARGEST = {"float16": 65504.0, "bfloat16": 3.38e38}
 def assign_precision(graph: Graph, held: str, keep: Collection[int] = ()) -> list[Value]:
     """Set `Layout.held` of the graph's values. keep: ids of values that stay float32. Returns the
     weights that had to stay, because `held` can't hold their largest element."""
+    _copy_shared_outputs(graph)
     kept = set(keep) | {id(v) for v in (*graph.inputs, *graph.outputs)}
     kept.update(id(v) for node in graph.nodes if node.op == "range" for v in node.outputs)
     for node in reversed(graph.nodes):  # what only moves an output's memory has its type
@@ -49,6 +54,22 @@ def assign_precision(graph: Graph, held: str, keep: Collection[int] = ()) -> lis
             continue
         value.type = replace(value.type, layout=replace(value.type.layout, held=held))
     return too_large
+
+
+def _copy_shared_outputs(graph: Graph) -> None:
+    """A graph output that kernels for matrices read gets a copy of its own, since those kernels
+    want their factors held in half precision."""
+    for value in graph.outputs:
+        node = value.producer
+        multiplied = any(n.op in FACTORS and slot in FACTORS[n.op] for n, slot in value.uses)
+        if node is None or value.dtype != "float32" or not multiplied:
+            continue
+        inner = Value(f"{value.name}_inner", value.type)
+        for reader, slot in list(value.uses):
+            reader.set_input(slot, inner)
+        node.outputs[node.outputs.index(value)] = inner
+        inner.producer = node
+        graph.insert_after(node, Node("layout", [inner], [value], LayoutAttrs(), node.sources))
 
 
 def _halved(value: Value) -> bool:

@@ -81,8 +81,3 @@ def _halved(value: Value) -> bool:
 
 def _largest(data: np.ndarray) -> float:
     return float(np.abs(data).max(initial=0))
-
-
-def raised(node: Node) -> set[int]:
-    """The values to keep so that this node reads and writes float32."""
-    return {id(v) for v in (*node.inputs, *node.outputs)}

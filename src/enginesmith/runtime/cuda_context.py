@@ -288,6 +288,8 @@ class CudaExecutionContext:
         device = self._device
         device.use()
         feeds_in, bound = self._gather(feeds)
+        if bound is not self._bound:  # else these shapes have run before
+            self._check_sizes(bound)
         host_given = self._check_given(bound, given, feeds_in)
         copy_in, own, copy_out = self._open_streams()
         compute = own if stream is None else stream.cuda_stream(device)
@@ -320,7 +322,6 @@ class CudaExecutionContext:
         """The inputs in order, and what their shapes bind to. FeedError lists every misfit."""
         if not any(map(on_device, feeds.values())):
             arrays, bound = gather(self._plan.inputs, feeds, self._binder)
-            self._check_sizes(bound)
             return list(arrays), bound
         stand_ins: dict[str, Any] = {}
         found: dict[str, DeviceArray] = {}
@@ -339,7 +340,6 @@ class CudaExecutionContext:
         if problems:
             raise feed_error(problems)
         arrays, bound = gather(self._plan.inputs, stand_ins, self._binder)
-        self._check_sizes(bound)
         named = zip(self._plan.inputs, arrays, strict=True)
         return [found.get(spec.name, array) for spec, array in named], bound
 

@@ -11,7 +11,7 @@ from enginesmith.ir import dims
 from enginesmith.ir.dims import Shape
 from enginesmith.ir.expr import Arg, Call, Cast, Const, Expr, args_of, rewrite_args
 from enginesmith.ir.graph import Graph, Node, Value
-from enginesmith.ir.ops import Attrs, PointwiseAttrs
+from enginesmith.ir.ops import Attrs, PointwiseAttrs, takes_epilogue
 from enginesmith.ir.types import TensorType, broadcast
 
 CHEAP = frozenset(
@@ -146,6 +146,19 @@ def joint_shape(values: Sequence[Value]) -> Shape | None:
         return broadcast(*(v.shape for v in values))
     except ValueError:
         return None
+
+
+def parts_from_producer(graph: Graph, view: Node, reader: Node) -> bool:
+    """Is a reshape or transpose all that keeps a pointwise `reader` out of the epilogue of what
+    computes the view's operand?"""
+    producer = view.inputs[0].producer
+    return (
+        producer is not None
+        and takes_epilogue(producer.op)
+        and graph.single_use(view.inputs[0])
+        and graph.single_use(view.output)
+        and dims.same_shape(view.output.shape, reader.output.shape)
+    )
 
 
 def gives_shape(values: Sequence[Value], shape: Shape) -> bool:

@@ -17,8 +17,8 @@ from __future__ import annotations
 from enginesmith.ir import dims
 from enginesmith.ir.dims import Shape
 from enginesmith.ir.graph import Graph, Node, Value
-from enginesmith.ir.ops import ReshapeAttrs, takes_epilogue
-from enginesmith.passes.rewrite import Edits, merge_sources
+from enginesmith.ir.ops import ReshapeAttrs
+from enginesmith.passes.rewrite import Edits, merge_sources, parts_from_producer
 
 
 def sink_reshapes(graph: Graph) -> bool:
@@ -36,17 +36,10 @@ def sink_reshapes(graph: Graph) -> bool:
 
 
 def _worth_moving(graph: Graph, reshape: Node, reader: Node) -> bool:
-    if reshape.op != "reshape" or not graph.single_use(reshape.output):
+    if reshape.op != "reshape" or not parts_from_producer(graph, reshape, reader):
         return False
-    inner = reshape.inputs[0]
-    producer = inner.producer
-    return (
-        producer is not None
-        and takes_epilogue(producer.op)
-        and graph.single_use(inner)
-        and dims.same_shape(reshape.output.shape, reader.output.shape)
-        and all(_can_follow(v, reader.output.shape, inner.shape) for v in reader.inputs)
-    )
+    inner = reshape.inputs[0].shape
+    return all(_can_follow(v, reader.output.shape, inner) for v in reader.inputs)
 
 
 def _can_follow(value: Value, outer: Shape, inner: Shape) -> bool:

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from enginesmith.ir import dims
 from enginesmith.ir.dims import Shape
 from enginesmith.ir.graph import Graph, Node, Value
-from enginesmith.ir.ops import TransposeAttrs, takes_epilogue
+from enginesmith.ir.ops import TransposeAttrs
 from enginesmith.ir.types import TensorType
-from enginesmith.passes.rewrite import Edits, merge_sources
+from enginesmith.passes.rewrite import Edits, merge_sources, parts_from_producer
 
 
 def sink_transposes(graph: Graph) -> bool:
@@ -38,21 +37,12 @@ def sink_transposes(graph: Graph) -> bool:
 
 
 def _worth_moving(graph: Graph, transpose: Node, reader: Node) -> bool:
-    if transpose.op != "transpose" or not graph.single_use(transpose.output):
+    if transpose.op != "transpose" or not parts_from_producer(graph, transpose, reader):
         return False
-    inner = transpose.inputs[0]
-    producer = inner.producer
-    return (
-        producer is not None
-        and takes_epilogue(producer.op)
-        and producer.op != "reduce"
-        and graph.single_use(inner)
-        and dims.same_shape(transpose.output.shape, reader.output.shape)
-        and all(
-            v.type.rank in (0, reader.output.type.rank)
-            or (v.is_constant and v.type.rank < reader.output.type.rank)
-            for v in reader.inputs
-        )
+    producer, rank = transpose.inputs[0].producer, reader.output.type.rank
+    assert producer is not None
+    return producer.op != "reduce" and all(
+        v.type.rank in (0, rank) or (v.is_constant and v.type.rank < rank) for v in reader.inputs
     )
 
 

@@ -17,6 +17,12 @@ from enginesmith.ir.resample import axis_taps
 RNG = np.random.default_rng(5)
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test's numbers are its own, whatever ran before it in this process."""
+    monkeypatch.setitem(globals(), "RNG", np.random.default_rng(5))
+
+
 def normal(*shape: int) -> Any:
     return RNG.standard_normal(shape).astype(np.float32)
 

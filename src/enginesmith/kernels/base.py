@@ -81,6 +81,11 @@ def add(*sizes: Size) -> Size:
     return "+".join(dynamic + ([str(static)] if static else []))
 
 
+def least(a: Size, b: int) -> Size:
+    """The smaller of the two."""
+    return min(a, b) if isinstance(a, int) else f"min({a}, {b})"
+
+
 def ceildiv(a: Size, b: int) -> Size:
     """ceil(a / b)."""
     if isinstance(a, int):

@@ -15,7 +15,9 @@ Two layouts of threads serve any strides:
 
 Each thread handles `v` vectors at once: their loads overlap. With `keep` these are all that it has,
 so they stay in registers from the first fold to the result; otherwise they are read again, from
-cache, for every fold. `s` blocks of a cluster share a row where there are few rows.
+cache, for every fold. `s` blocks of a cluster share a row where there are few rows. Where there are
+many, `loop` blocks per multiprocessor take one group of rows after the other: what all rows share
+(scale and bias of a normalization) is read once, and the next row while this one is folded.
 
 Sums of float16, bfloat16 and float32 are kept in float32, of integers in int64.
 """
@@ -37,9 +39,10 @@ from enginesmith.codegen.cuda_expressions import (
 )
 from enginesmith.codegen.cuda_prelude import CUDA_TYPES
 from enginesmith.ir.expr import Expr, args_of, dtype_of
-from enginesmith.kernels.base import Problem, Size, Tactic, ceildiv, mul
+from enginesmith.kernels.base import Problem, Size, Tactic, ceildiv, least, mul
 from enginesmith.kernels.cuda import CudaSource, Launch
 from enginesmith.kernels.cuda_nest import (
+    MULTIPROCESSORS,
     RUNS,
     Values,
     by_strides,
@@ -236,6 +239,7 @@ class _Writer:
         self.columns = choice.name == "columns"
         self.n, self.v, self.s = choice["n"], choice["v"], choice["s"]
         self.t, self.r, self.keep = choice["t"], choice["r"], bool(choice["keep"])
+        self.loop = choice.get("loop")
         self.values, self.shared = Values(), 0
         self.y = len(kernel.problem.operands) - 1
         self.kept, self.reduced = kernel.kept, kernel.reduced
@@ -250,13 +254,14 @@ class _Writer:
 
     def source(self) -> CudaSource:
         kernel = self.kernel
-        body = self._start() + self._folds() + self._store()
+        body = self._looped() if self.loop else self._start() + self._folds() + self._store()
         clusters = CLUSTER_FOLD if self.s > 1 else ""
         threads = self.t * self.r
-        head = kernel_head(self.problem, self.values, threads)
+        head = kernel_head(self.problem, self.values, threads, blocks=self.loop)
         text = RUNS + FOLDS + clusters + cuda_functions(kernel.element, kernel.epilogue)
         text += kernel.functions
-        grid = (ceildiv(self.rows, self.r), self.s, 1)
+        groups = ceildiv(self.rows, self.r)
+        grid = (least(groups, self.loop * MULTIPROCESSORS) if self.loop else groups, self.s, 1)
         launch = Launch(
             grid, threads, self.values.launch, shared=self.shared, cluster=(1, self.s, 1)
         )
@@ -266,31 +271,70 @@ class _Writer:
 
     def _start(self) -> str:
         """This thread's row and its share of it; what it keeps."""
-        own, whole = ("/", "%") if self.columns else ("%", "/")
-        width = self.r if self.columns else self.t
-        rank = f" + cluster_rank() * {self.t}" if self.s > 1 else ""
-        text = f"grid_launch();\nconst int g = threadIdx.x {own} {width}{rank};\n"
-        text += f"const int row = blockIdx.x * {self.r} + threadIdx.x {whole} {width};\n"
-        if self.r > 1:
-            text += f"const int at = imin(row, {self.values.value(self.rows)} - 1);\n"
-        text += index_text(self.kept, self.values, "at" if self.r > 1 else "row")
-        names = [f"i{k}" for k in range(len(self.kept))]
-        for k in sorted({*self.kernel.inputs, *self.kernel.extras, self.y}):
-            offset = self._kept_offset(names, k)
-            const = "" if k == self.y else "const "
-            kind = CUDA_TYPES[self.problem.operands[k].dtype]
-            text += f"{const}{kind} *q{k} = p{k} + ({offset});\n"
+        operands = [*self.kernel.inputs, *self.kernel.extras]
+        text = "grid_launch();\n" + self._share() + self._row("blockIdx.x")
+        text += "".join(self._place(k) for k in sorted({*operands, self.y}))
         if self.keep:
             text += "const int b = g;\n" + self._prefetch()
-            text += "grid_wait();\n" + self._load([*self.kernel.inputs, *self.kernel.extras])
+            text += "grid_wait();\n" + self._load(operands)
             return text + self._elements()
         return text + "grid_wait();\n"
 
+    def _share(self) -> str:
+        """g: which vectors of a row are this thread's."""
+        own, width = ("/", self.r) if self.columns else ("%", self.t)
+        rank = f" + cluster_rank() * {self.t}" if self.s > 1 else ""
+        return f"const int g = threadIdx.x {own} {width}{rank};\n"
+
+    def _row(self, group: str) -> str:
+        """row: this thread's of a group of rows; at: the same, or the last that exists; i0, i1, ...
+        its place on the kept axes."""
+        whole, width = ("%", self.r) if self.columns else ("/", self.t)
+        text = f"const int row = {group} * {self.r} + threadIdx.x {whole} {width};\n"
+        if self.r > 1:
+            text += f"const int at = imin(row, {self.values.value(self.rows)} - 1);\n"
+        return text + index_text(self.kept, self.values, "at" if self.r > 1 else "row")
+
+    def _place(self, k: int) -> str:
+        """q<k>: operand k at this row."""
+        offset = self._kept_offset([f"i{n}" for n in range(len(self.kept))], k)
+        kind = CUDA_TYPES[self.problem.operands[k].dtype]
+        return f"{'' if k == self.y else 'const '}{kind} *q{k} = p{k} + ({offset});\n"
+
+    def _looped(self) -> str:
+        """All of the kernel, with a loop over groups of rows. Every thread of a block takes part in
+        all rounds."""
+        kernel = self.kernel
+        operands = sorted({*kernel.inputs, *kernel.extras})
+        fixed = [k for k in operands if all(a.strides[k] == 0 for a in self.kept)]
+        early = [k for k in fixed if self.problem.operands[k].constant]
+        moving = [k for k in operands if k not in fixed]
+        ahead = [k for k in moving if k not in kernel.extras]
+        groups = self.values.value(ceildiv(self.rows, self.r))
+        places = "".join(self._place(k) for k in ahead)
+        text = "grid_launch();\n" + self._share() + "const int b = g;\n"
+        text += "".join(self._place(k) for k in fixed) + self._declared(operands)
+        text += self._fetch(early) + "grid_wait();\n"
+        text += self._fetch([k for k in fixed if k not in early])
+        text += f"{{\n{self._row('blockIdx.x')}{places}{self._fetch(ahead)}}}\n"
+        text += f"for (int group = blockIdx.x; group < {groups}; group += gridDim.x) {{\n"
+        text += self._row("group")
+        rest = [k for k in moving if k not in ahead]
+        text += "".join(self._place(k) for k in [*rest, self.y]) + self._fetch(rest)
+        text += self._elements()
+        text += f"if (group + gridDim.x < {groups}) {{\nconst int later = group + gridDim.x;\n"
+        text += f"{self._row('later')}{places}{self._fetch(ahead)}}}\n"
+        text += self._folds() + self._store()
+        # With one fold a round's numbers in shared memory might be replaced before all have read.
+        alone = self.shared and len(kernel.folds) == 1
+        return text + ("__syncthreads();\n" if alone else "") + "}\n"
+
     def _prefetch(self) -> str:
-        """Constants of the row on their way before the kernels in front have finished."""
+        """Constants on their way to the L2 cache before the kernels in front have finished. One
+        block asks for all: requests of many for the same lines would queue up there."""
         constants = [k for k in self.kernel.extras if self.problem.operands[k].constant]
         body = "".join(f"prefetch(q{k} + ({self._offset(k)})); " for k in constants)
-        return self._positions(body) if body else ""
+        return f"if (blockIdx.x == 0) {self._positions(body)}" if body else ""
 
     def _kept_offset(self, names: Sequence[str], k: int) -> str:
         """Strides as values: problems that differ in them share a kernel."""
@@ -322,13 +366,18 @@ class _Writer:
     def _load(self, operands: Sequence[int]) -> str:
         """a<k>: the operands at positions b, b + step, ... of the row, all loads before any use.
         Positions past the end repeat the last one."""
-        if not operands:
-            return ""
-        text = "".join(
+        return self._declared(operands) + self._fetch(operands)
+
+    def _declared(self, operands: Sequence[int]) -> str:
+        """Registers a<k> of the operands' elements."""
+        return "".join(
             f"{CUDA_TYPES[self.problem.operands[k].dtype]} a{k}[{self.v}][{self.n}];\n"
             for k in operands
         )
-        return text + self._positions("".join(self._read(k) for k in operands))
+
+    def _fetch(self, operands: Sequence[int]) -> str:
+        """Loads into the registers of `_declared`."""
+        return self._positions("".join(self._read(k) for k in operands)) if operands else ""
 
     def _positions(self, body: str) -> str:
         """`body` for e, the vectors of a batch; those past the end repeat the last one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product as combinations
 from math import inf, log2
@@ -13,6 +14,9 @@ from enginesmith.plan.target import Target
 
 KEPT = 64
 """Elements at most that a thread keeps in registers."""
+
+LOOPS = 3
+"""Candidates that take rows in turn, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,8 @@ class _Shape:
 
 
 def row_tactics(kernel: RowKernel, target: Target, limit: int = 5) -> tuple[Tactic, ...]:
-    """Candidates, the one that should be fastest first."""
+    """Candidates, the one that should be fastest first. Where there are rows for many rounds of
+    blocks, those that loop over them come first."""
     problem = kernel.problem
     columns = kernel.columns
     axes = [*kernel.reduced, *kernel.kept] if columns else [*kernel.kept, *kernel.reduced]
@@ -77,7 +82,23 @@ def row_tactics(kernel: RowKernel, target: Target, limit: int = 5) -> tuple[Tact
             cycles = shape.cycles(name, t, r, v, keep, s)
             alike = (n, t, s, r if columns else 0)  # differ in the rows of a block alone
             found[alike] = min(found.get(alike, (inf, choice)), (cycles, choice), key=_cycles)
-    return tuple(choice for _, choice in sorted(found.values(), key=_cycles)[:limit])
+    chosen = [choice for _, choice in sorted(found.values(), key=_cycles)]
+    return (*_loops(kernel, [c for c in chosen if c["n"] == widest]), *chosen[:limit])
+
+
+def _loops(kernel: RowKernel, choices: Sequence[Tactic]) -> tuple[Tactic, ...]:
+    """The tactics of `choices` that keep their rows in registers, with as many blocks as should be
+    resident, if each of those has more than one group of rows."""
+    found = []
+    for choice in choices:
+        elements, threads = choice["v"] * choice["n"], choice["t"] * choice["r"]
+        registers = 40 + elements * (1.5 + len(kernel.extras))
+        blocks = min(16, int(65536 / max(32, registers)) // threads, 2048 // threads)
+        rows = kernel.problem.typical(counts(kernel, choice["n"])[0])
+        fits = choice["keep"] and choice["s"] == 1 and kernel.each and blocks > 0
+        if fits and rows > blocks * MULTIPROCESSORS * choice["r"]:
+            found.append(Tactic(choice.name, (*choice.params, ("loop", blocks))))
+    return tuple(found[:LOOPS])
 
 
 def _cycles(found: tuple[float, Tactic]) -> tuple[float, tuple[tuple[str, int], ...]]:

@@ -27,7 +27,17 @@ import numpy as np
 from enginesmith.codegen.cuda_prelude import CUDA_TYPES
 from enginesmith.codegen.cuda_wgmma import wgmma_functions
 from enginesmith.ir.expr import Expr
-from enginesmith.kernels.base import ITEMSIZE, Operand, Problem, Size, Tactic, ceildiv, mul, tactic
+from enginesmith.kernels.base import (
+    ITEMSIZE,
+    Operand,
+    Problem,
+    Size,
+    Tactic,
+    ceildiv,
+    least,
+    mul,
+    tactic,
+)
 from enginesmith.kernels.cuda import CudaSource, Launch, TensorMap
 from enginesmith.kernels.cuda_nest import factor, kernel_head
 from enginesmith.kernels.tile import Epilogue, Matrix, Roles
@@ -495,12 +505,11 @@ def source(product: Product, tile: Tile) -> CudaSource:
         + _FUNCTIONS + epilogue.functions + head + body
     )  # fmt: skip
     slots = MULTIPROCESSORS * tile.blocks // tile.cluster
-    grid = min(tiles, slots) if isinstance(tiles, int) else f"min({tiles}, {slots})"
     maps = (product.a, _weights_map(product, tile))
     return CudaSource(
         text,
-        (Launch((mul(tile.cluster, grid), 1, 1), tile.threads, values.launch, shared=tile.shared,
-                cluster=(tile.cluster, 1, 1), maps=maps),),
+        (Launch((mul(tile.cluster, least(tiles, slots)), 1, 1), tile.threads, values.launch,
+                shared=tile.shared, cluster=(tile.cluster, 1, 1), maps=maps),),
     )  # fmt: skip
 
 

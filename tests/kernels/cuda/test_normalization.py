@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from operands import floats, permuted, plain, spread
-from tests.kernels.cuda.checks import Case, check, compile_all
+from tests.kernels.cuda.checks import TARGET, Case, check, compile_all
 
 from enginesmith.ir.expr import Arg, call
+from enginesmith.kernels import cuda_rows, cuda_rows_search
 from enginesmith.kernels.base import Operand
 from enginesmith.kernels.normalization import cuda
 from enginesmith.kernels.normalization.problem import NormalizationProblem
@@ -78,6 +81,26 @@ def test_any_axes_and_strides(axes, order, dtype):
     extras = [np.broadcast_to(floats(seed, 24, 1, 1), shape) for seed in (2, 3)]
     inputs = [5 + floats(1, *shape), *extras]
     check(Case(cuda, problem, inputs, lambda x, a, b: normalized(x, axes) * a + b), 2)
+
+
+@pytest.mark.parametrize("symbolic", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(("rows", "length"), [(150, 96), (41, 768), (23, 1024), (75, 40)])
+def test_rows_in_turn(rows, length, residual, symbolic, monkeypatch):
+    """Few blocks, each of which takes several groups of rows."""
+    monkeypatch.setattr(cuda_rows, "MULTIPROCESSORS", 1)
+    monkeypatch.setattr(cuda_rows_search, "MULTIPROCESSORS", 1)
+    case = layer_norm((rows, length), "float16", residual=residual, weights="float32")
+    if symbolic:
+        problem = case.problem
+        operands = tuple(
+            replace(o, shape=("d0", *o.shape[1:])) for o in problem.operands
+        )  # fmt: skip
+        problem = replace(problem, operands=operands, hint=(rows,))
+        case = replace(case, problem=problem, slots=(rows,))
+    looped = [t for t in cuda.tactics(case.problem, TARGET) if t.get("loop")]
+    assert looped
+    check(case, len(looped))
 
 
 def test_no_cancellation():

@@ -37,6 +37,9 @@ CONVOLUTIONAL = (
     "resnet50", "mobilenet_v3_large", "efficientnet_b0", "regnet_y_400mf", "densenet121", "unet",
     "deeplabv3_resnet50",
 )  # fmt: skip
+TRANSFORMERS = (
+    "vit_b_16", "swin_t", "convnext_tiny", "bert_base", "gpt2", "whisper_tiny_encoder",
+)  # fmt: skip
 DEFAULT = (*CONVOLUTIONAL, *zoo.PACKAGE_MODELS)
 QUICK = ("mobilenet_v3_large", "ppocr_cls")
 

@@ -24,6 +24,7 @@ from bench.compare import RESULTS
 from bench.gpu import describe, write
 from bench.runners import Arrays
 from enginesmith.cli import display
+from enginesmith.runtime.context import Stream
 from enginesmith.runtime.devices import cuda
 
 WARM = 0.2
@@ -118,10 +119,8 @@ def work(
     end: float, tally: Tally,
 ) -> None:  # fmt: skip
     """One thread: its own context and stream, batches in an order of its own."""
-    device = cuda.cuda_device()
-    stream = device.stream()
     try:
-        context = engine.context()
+        context, stream = engine.context(), Stream()
         order: Sequence[int] = [int(b) for b in np.random.default_rng(number).permutation([*feeds])]
         while time.monotonic() < end:
             for batch in order:
@@ -130,8 +129,6 @@ def work(
                 tally.add(not same)
     except Exception as error:  # the others go on
         tally.errors.append(f"{type(error).__name__}: {error}")
-    finally:
-        device.close_stream(stream)
 
 
 def gpu_memory() -> int:

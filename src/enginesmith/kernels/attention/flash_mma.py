@@ -59,9 +59,9 @@ DEVICE void merge(
     const int row = i / (WIDTH / 8), piece = i % (WIDTH / 8);
     float most = tops[row], total = 0.f, x[8] = {};
     UNROLL for (int p = 1; p < WN; ++p) most = fmaxf(most, tops[p * BM + row]);
-    const float base = most == HIDDEN ? 0.f : most * RATE;
+    const float base = base_of(most);
     UNROLL for (int p = 0; p < WN; ++p) {
-      const float share = fast_exp2(tops[p * BM + row] * RATE - base);
+      const float share = weight(tops[p * BM + row], base);
       total += share * sums[p * BM + row];
       UNROLL for (int j = 0; j < 8; j += 4) {
         const Vec<float, 4> z = load_vec<float, 4>(parts + (p * BM + row) * PITCH + piece * 8 + j);

@@ -62,6 +62,7 @@ BODY = r"""
         UNROLL for (int c = 0; c < BN / 16; ++c) score<1>(s, q, tile_k, 0, c, k);
       soften(s[0], o[0], top, sum);
       UNROLL for (int c = 0; c < BN / 16; ++c) weigh<1>(o, s, tile_v, 0, c);
+      sync_warp();  /* the warp's queries have been read: y takes their place */
       store_quotients(tile_q, row0, o[0], sum);
       sync_warp();
       write_rows<16>(PY + b * y_b + h * y_h, y_s, tile_q, row0, first, queries);

@@ -147,6 +147,13 @@ template <int ROWS, int COLUMNS> DEVICE void copy_rows(
     }
   }
 }
+/* The greatest score as `weight` wants it, and a score's weight relative to it. Scores that a mask
+   hides may be as low as -1e30, where a product that is rounded and one that is not (in a fused
+   multiply-add) differ by more than exponents hold: there the difference is taken first. */
+DEVICE float base_of(float most) { return most == HIDDEN ? 0.f : MASK ? most : most * RATE; }
+DEVICE float weight(float score, float base) {
+  return fast_exp2(MASK ? (score - base) * RATE : score * RATE - base);
+}
 /* Weights of a tile's keys in place of their scores; what was found before is scaled down to the
    new maximum. */
 DEVICE void soften(float (&s)[BN / 8][4], float (&o)[V / 8][4], float (&top)[2], float (&sum)[2]) {
@@ -156,12 +163,11 @@ DEVICE void soften(float (&s)[BN / 8][4], float (&o)[V / 8][4], float (&top)[2],
       most = fmaxf(most, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
     most = fmaxf(most, lane_xor(most, 1));
     most = fmaxf(most, lane_xor(most, 2));
-    const float base = most == HIDDEN ? 0.f : most * RATE;
-    const float shrink = fast_exp2(top[r] * RATE - base);
+    const float base = base_of(most), shrink = weight(top[r], base);
     float total = 0.f;
     UNROLL for (int n = 0; n < BN / 8; ++n)
       UNROLL for (int e = 2 * r; e < 2 * r + 2; ++e) {
-        s[n][e] = fast_exp2(s[n][e] * RATE - base);
+        s[n][e] = weight(s[n][e], base);
         total += s[n][e];
       }
     UNROLL for (int n = 0; n < V / 8; ++n) {

@@ -88,12 +88,13 @@ def main(
 ) -> None:  # fmt: skip
     """Compare models with other engines on this machine's GPU; writes JSON as it goes.
 
-    Exit code 1: something failed or was skipped; 3: the GPU can't be used any more.
+    Exit code 1: something failed or was skipped; 2: there is no GPU; 3: it can't be used any more.
     """
     console = display.console()
     if drawn:
         draw([folder / f"{name}.json" for name in drawn.split(",")], folder / f"{out}.png")
         return
+    machine.gpu()
     settings = Settings(precision, rounds, seconds, budget, peer_limit)
     cases = [(m, int(b)) for m in models.split(",") for b in batches.split(",")]
     available = installed_peers(peers, console)

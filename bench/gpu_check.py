@@ -28,7 +28,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from bench import zoo
+from bench import machine, zoo
 from bench.compare import RESULTS
 from bench.gpu_trials import Bench, Case, Outcome, describe, emit, failure, options_of
 from enginesmith import builder
@@ -94,10 +94,11 @@ def main(
 ) -> None:  # fmt: skip
     """Check every candidate kernel of the models on this machine's GPU.
 
-    Exit code 1: something is wrong; 3: a candidate left the GPU unusable (it is named).
+    Exit code 1: something is wrong; 2: there is no GPU; 3: a candidate left it unusable (it is
+    named).
     """
     console = display.console()
-    target = Target("cuda", f"sm_{cuda.cuda_device().arch}")
+    target = Target("cuda", f"sm_{machine.gpu().arch}")
     limits = Limits(limit_candidates, time_limit, hang, skip, only)
     if cases_file is not None:  # a child of --isolate
         cases: list[Case] = pickle.loads(cases_file.read_bytes())

@@ -24,11 +24,11 @@ from enginesmith.kernels.conv import direct_cuda
 from enginesmith.kernels.cuda import CudaSource, Launch
 from enginesmith.kernels.gather.problem import GatherProblem
 from enginesmith.kernels.matmul import simple
+from enginesmith.kernels.sources import OWN, candidates, why_missing
 from enginesmith.plan.target import Target
 from enginesmith.runtime.cuda_program import pack_parameters
 from enginesmith.runtime.devices.cuda import DeviceMemory
-from enginesmith.tuner.cuda_device import PAD, CudaTuningDevice, _CudaTrial
-from enginesmith.tuner.tune import candidates
+from enginesmith.tuner.cuda_device import PAD, CudaTuningDevice, make_trial
 
 PLAIN = {"conv": direct_cuda, "matmul": simple, "attention": simple_cuda}
 """Algorithms that serve everything, without tensor cores. Elsewhere: the last candidate."""
@@ -137,9 +137,10 @@ def plainest(case: Case, target: Target, options: Sequence[Tactic]) -> Tactic:
 
 
 def options_of(case: Case, target: Target, limit: int | None) -> tuple[Tactic, list[Tactic]]:
-    """The reference, and all candidates (the first `limit`)."""
-    options = candidates(case.family, case.problem, target)
-    reference = plainest(case, target, options)
+    """The reference, and all candidates (the first `limit`), also of Triton if it is installed."""
+    reference = plainest(case, target, candidates(case.family, case.problem, target))
+    sources = [source for source in (OWN, "triton") if why_missing(source) is None]
+    options = candidates(case.family, case.problem, target, sources)
     return reference, list(options[:limit])
 
 
@@ -173,8 +174,8 @@ class Bench:
         outputs = self.want if as_reference else self.got
         places = [(m, m.address + PAD) for m in (*self.inputs, *outputs)]
         self._clear(outputs)
-        trial = _CudaTrial(owner, case.problem, source, binary, places,
-                           {**case.constants, **packed})  # fmt: skip
+        constants = {**case.constants, **packed}
+        trial = make_trial(owner, case.problem, source, binary, places, constants)
         if not trial.graph:
             outcome.problem = f"refused: {trial.refusal}"
             return outcome

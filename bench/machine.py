@@ -10,9 +10,28 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import click
+
+from enginesmith.errors import DeviceError
+from enginesmith.runtime.devices import cuda
+
 PACKAGES = ("enginesmith", "numpy", "onnx", "onnxruntime", "openvino", "ziglang")
 BUSY = 0.05
 """Share of the CPUs that others may use before a measurement counts as disturbed."""
+
+
+class NoGpuError(click.ClickException):
+    """What a command that needs a GPU says where there is none, in one line."""
+
+    exit_code = 2
+
+
+def gpu() -> cuda.CudaDevice:
+    """This machine's GPU. NoGpuError if there is none that can be used."""
+    try:
+        return cuda.cuda_device()
+    except DeviceError as error:
+        raise NoGpuError(str(error)) from error
 
 
 def describe() -> dict[str, Any]:

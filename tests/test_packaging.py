@@ -49,7 +49,7 @@ def test_running_a_plan_needs_numpy_alone() -> None:
 def test_extras_are_pinned() -> None:
     """The extras that the README names."""
     extras = set(importlib.metadata.metadata("enginesmith").get_all("Provides-Extra") or [])
-    assert extras == {"build", "cuda", "bench", "examples", "dev"}
+    assert extras == {"build", "cuda", "triton", "cublaslt", "bench", "examples", "dev"}
 
 
 def test_every_dependency_has_a_range_and_a_reason() -> None:
@@ -66,7 +66,8 @@ def test_every_dependency_has_a_range_and_a_reason() -> None:
 
 def test_every_import_is_declared() -> None:
     """What src/ imports is in the core or in an extra that a user installs."""
-    installed = requirements() | requirements("build") | requirements("cuda")
+    extras = ("build", "cuda", "triton")
+    installed = requirements().union(*map(requirements, extras))
     declared = {IMPORT_NAMES.get(name, name) for name in installed}
     known = declared | {"enginesmith"} | sys.stdlib_module_names
     undeclared = set()

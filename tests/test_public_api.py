@@ -29,6 +29,7 @@ PUBLIC = {
     "build",
     "check_model",
     "load",
+    "tune",
 }
 
 HEAVY = {"onnx", "onnx_ir", "sympy", "ziglang", "rich", "click", "numpy"}

@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from enginesmith.builder import Profile, Progress, build, check_model
+    from enginesmith.builder import Profile, Progress, build, check_model, tune
     from enginesmith.errors import (
         BuildError,
         ContextError,
@@ -33,6 +33,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "build": "builder", "check_model": "builder", "Profile": "builder", "Progress": "builder",
+    "tune": "builder",
     "load": "runtime.engine", "Engine": "runtime.engine",
     "ExecutionContext": "runtime.context", "Pending": "runtime.context",
     "Stream": "runtime.context", "Plan": "plan.plan", "TensorSpec": "plan.plan",
@@ -45,7 +46,7 @@ _HOMES = {
 __all__ = [
     "BuildError", "ContextError", "Engine", "EnginesmithError", "ExecutionContext", "FeedError",
     "ModelError", "Pending", "Plan", "PlanError", "Profile", "Progress", "Stream", "TensorSpec",
-    "UnsupportedError", "__version__", "build", "check_model", "load",
+    "UnsupportedError", "__version__", "build", "check_model", "load", "tune",
 ]  # fmt: skip
 
 

@@ -17,17 +17,23 @@ from enginesmith.ir import dims
 from enginesmith.ir.graph import Graph
 from enginesmith.ir.verifier import verify
 from enginesmith.kernels import FAMILIES
+from enginesmith.kernels.sources import OWN, chosen
 from enginesmith.knobs import knobs
 from enginesmith.passes.channels_last import assign_channels_last
 from enginesmith.passes.layout import assign_layouts
 from enginesmith.passes.pipeline import run_pipeline
 from enginesmith.passes.precision import HELD, assign_precision
-from enginesmith.plan.plan import SymbolRange
-from enginesmith.plan.target import Target, parse_target
+from enginesmith.passes.raising import TOLERANCES, raise_by_samples
+from enginesmith.passes.samples import checked_samples
+from enginesmith.plan import file
+from enginesmith.plan.plan import Plan, SymbolRange
+from enginesmith.plan.target import ARCHITECTURES, Target, nearest_architecture, parse_target
 from enginesmith.planner.assemble import Assembly, assemble
+from enginesmith.planner.carry import unpack_graph
 from enginesmith.planner.lower import Lowered, lower
 from enginesmith.planner.storage import place
-from enginesmith.runtime.devices.cuda import cuda_device, host_architecture
+from enginesmith.runtime.cuda_program import rebuild
+from enginesmith.runtime.devices.cuda import CudaDevice, cuda_device, host_architecture
 from enginesmith.runtime.devices.host import available_threads, host_isas
 from enginesmith.runtime.engine import Engine
 from enginesmith.toolchain import nvrtc
@@ -35,12 +41,15 @@ from enginesmith.toolchain.cache import ArtifactCache
 from enginesmith.toolchain.cc import compiler
 from enginesmith.tuner.cuda_device import CudaTuningDevice
 from enginesmith.tuner.device import CpuDevice
-from enginesmith.tuner.tune import Choice, Task, tune
+from enginesmith.tuner.tune import Choice, Task
+from enginesmith.tuner.tune import tune as tune_tasks
 
 if TYPE_CHECKING:
     import onnx
 
     Source: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto
+
+TuningDevice: TypeAlias = CpuDevice | CudaTuningDevice
 
 COLD_WEIGHTS = 24 << 20
 """Models with more weights than this (bytes) don't keep them in a last-level cache between runs, so
@@ -48,6 +57,12 @@ candidates are timed with weights flushed to memory."""
 
 PRECISIONS = {"cpu": ("fp32",), "cuda": ("fp32", "fp16", "bf16")}
 """What a build may ask for, by device."""
+
+MACHINES = {"cpu": "a CPU", "cuda": "a GPU"}
+"""What runs a target, by device."""
+
+OVER_BUDGET = "the budget was over"
+"""Why steps stay untuned on a machine that can time them."""
 
 DEFAULT_OPT = 1
 """Size tuned for when nothing is known of a symbolic dimension that leads (the batch)."""
@@ -79,11 +94,14 @@ class Profile:
 
 ShapeLike: TypeAlias = "Sequence[int | str] | Profile"
 
+Samples: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+"""Feeds by input name, one or several."""
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a build is: `done` of `total` units of `stage` ("import", "optimize", "tune",
-    "compile", "save"); detail: what is being done."""
+    """Where a build is: `done` of `total` units of `stage` ("import", "optimize", "samples",
+    "tune", "compile", "save"); detail: what is being done."""
 
     stage: str
     done: int
@@ -98,7 +116,9 @@ def build(
     model: Source, *, target: str = "cpu", precision: str = "fp32",
     shapes: Mapping[str, ShapeLike] | None = None, budget: float | None = None,
     tuning: bool = True, threads: int | None = None, cache: str | os.PathLike[str] | None = None,
-    progress: ProgressCallback | None = None,
+    progress: ProgressCallback | None = None, tf32: bool = False,
+    samples: Samples | None = None, tolerance: float | None = None,
+    tactic_sources: Sequence[str] | None = None,
 ) -> Engine:  # fmt: skip
     """Build an engine from an ONNX model (path, bytes or ModelProto).
 
@@ -109,42 +129,160 @@ def build(
     kernels and timings (default ENGINESMITH_CACHE or the user's cache folder). progress: called
     often. target: "cpu" or "cuda" (this machine's), or one of plan/target.py, such as
     "cuda:sm_90". precision: what values are held in, "fp32" or on GPUs "fp16" or "bf16" (sums are
-    always float32's); inputs and outputs keep the model's types.
+    always float32's); inputs and outputs keep the model's types. tf32: convolutions and matmuls in
+    fp32 on GPUs may round their factors to TF32 (one tensor-core product instead of three, errors
+    of some 1e-4 instead of 1e-6). samples: typical feeds (name -> array), one or a sequence of
+    them, for fp16 and bf16: layers that would overflow on them stay float32, and so do those it
+    takes to keep the error of every output (norm of the difference to float32 / norm) below
+    `tolerance` (default 5e-3 in fp16, 3e-2 in bf16). `engine.report` lists them. tactic_sources:
+    which of kernels/sources.py's compilers and libraries GPU kernels may come from, such as
+    ("cuda", "triton"); without "cuda", our own kernels serve what the others don't. Default: our
+    own on GPUs where these were measured to be fastest (sm_90), elsewhere all that are installed.
 
-    Raises ModelError (all problems of the model at once), UnsupportedError, BuildError, and
-    DeviceError if there is no usable GPU for target="cuda".
+    Raises ModelError (all problems of the model at once), UnsupportedError, BuildError, FeedError
+    for samples that don't fit the model (all problems at once), and DeviceError if there is no
+    usable GPU for target="cuda".
     """
     started = time.perf_counter()
     tell = progress or (lambda _: None)
-    machine = _target(target, precision)
+    machine = _target(target, precision, tf32)
+    sources = _sources(machine, tactic_sources)
+    _check_samples(precision, samples, tolerance)
     graph, ranges = _read(model, shapes or {}, tell)
     _optimize(graph, machine, precision, tell)
-    typical = {r.name: r.opt for r in ranges}
-    steps, storage = _lower(graph, machine, typical)
+    if samples is not None:
+        _raise(graph, ranges, precision, samples, tolerance, tell)
     store = ArtifactCache(Path(cache) if cache is not None else knobs().cache)
     deadline = None if budget is None else started + budget
-    choices = _tune(steps, machine, store, threads, tuning, deadline, tell)
-    tell(Progress("compile", 0, 1, f"{len(steps)} steps"))
-    plan = assemble(
-        Assembly(graph, steps, choices, storage.storages, ranges, machine, precision), store
-    )
-    tell(Progress("compile", 1, 1))
+    device = _tuning_device(machine, store, threads) if tuning else None
+    missing = f"built without {MACHINES[machine.device]} of {machine.isa}"
+    untuned = ("tuning was off" if not tuning else missing) if device is None else OVER_BUDGET
+    label = "tf32" if tf32 else precision
+    plan = _finish(graph, ranges, machine, label, sources, store, device, untuned, deadline, tell)
     return Engine(plan, threads=threads, defer=True)
 
 
-def _target(target: str, precision: str) -> Target:
+def tune(
+    plan: Plan | Engine | str | os.PathLike[str], *, budget: float | None = None,
+    threads: int | None = None, cache: str | os.PathLike[str] | None = None,
+    progress: ProgressCallback | None = None, tactic_sources: Sequence[str] | None = None,
+) -> Engine:  # fmt: skip
+    """Time a plan's candidates on this machine: the engine that a build here would have given.
+
+    plan: built where they could not be timed, or not all of them. Timings in the cache count.
+    budget, threads, cache, progress, tactic_sources: as `build`.
+
+    Raises BuildError if this machine isn't what the plan was built for or all its steps are tuned,
+    PlanError if it is damaged, and DeviceError if there is no usable GPU for it.
+    """
+    started = time.perf_counter()
+    tell = progress or (lambda _: None)
+    if isinstance(plan, Engine):
+        plan = plan.plan
+    elif not isinstance(plan, Plan):
+        plan = file.load(plan)
+    machine = parse_target(plan.target, None)
+    sources = _sources(machine, tactic_sources)
+    if not len(plan.graph):
+        raise BuildError(
+            f"nothing to tune: all steps of {plan.name!r} are tuned (to time them anew, "
+            "build the model again)"
+        )
+    tell(Progress("import", 0, 1))
+    graph = unpack_graph(plan)
+    tell(Progress("import", 1, 1))
+    store = ArtifactCache(Path(cache) if cache is not None else knobs().cache)
+    device = _tuning_device(machine, store, threads)
+    if device is None:
+        raise BuildError(_elsewhere(plan.target))
+    deadline = None if budget is None else started + budget
+    tuned = _finish(
+        graph, plan.symbols, machine, plan.precision, sources, store, device, OVER_BUDGET,
+        deadline, tell,
+    )  # fmt: skip
+    return Engine(tuned, threads=threads)
+
+
+def _finish(
+    graph: Graph, ranges: tuple[SymbolRange, ...], machine: Target, precision: str,
+    sources: Sequence[str], store: ArtifactCache, device: TuningDevice | None, untuned: str,
+    deadline: float | None, tell: ProgressCallback,
+) -> Plan:  # fmt: skip
+    """From the optimized graph to the plan. untuned: why steps would stay untimed. The device is
+    closed."""
+    typical = {r.name: r.opt for r in ranges}
+    try:
+        steps, storage = _lower(graph, machine, typical, precision == "tf32")
+        choices = _tune(steps, machine, sources, store, device, deadline, tell)
+    finally:
+        if device is not None:
+            device.close()
+    tell(Progress("compile", 0, 1, f"{len(steps)} steps"))
+    placed = storage.storages
+    plan = assemble(
+        Assembly(graph, steps, choices, placed, ranges, machine, precision, untuned, sources),
+        store,
+    )
+    tell(Progress("compile", 1, 1))
+    return plan
+
+
+def _target(target: str, precision: str, tf32: bool = False) -> Target:
     """The target, once it is clear that its compiler is there and that it knows the precision."""
     device = target.partition(":")[0]
     host = host_architecture() if target == "cuda" else next(iter(host_isas()), None)
-    if target == "cuda" and host is None:
-        cuda_device()  # says what is missing
+    if target == "cuda":
+        _check_known(cuda_device())  # which says what is missing
     machine = parse_target(target, host)
     known = PRECISIONS[device]
     if precision not in known:
         choices = ", ".join(map(repr, known))
         raise BuildError(f"precision {precision!r} is not available on {device}; choose {choices}")
+    if tf32 and (device, precision) != ("cuda", "fp32"):
+        raise BuildError(
+            f"tf32=True is a choice for fp32 on GPUs, and this is {precision} on {device}; "
+            "leave it out"
+        )
     _ = nvrtc.compiler_version() if device == "cuda" else compiler()
     return machine
+
+
+def _sources(machine: Target, tactic_sources: Sequence[str] | None) -> tuple[str, ...]:
+    """Where tactics may come from. BuildError if a choice makes no sense."""
+    if machine.device == "cuda":
+        return chosen(tactic_sources, machine)
+    if tactic_sources is not None:
+        raise BuildError(
+            f"tactic_sources is a choice for GPUs, and the target is {machine}; leave it out"
+        )
+    return (OWN,)
+
+
+def _check_known(gpu: CudaDevice) -> None:
+    """BuildError if this machine's GPU is none that can be built for."""
+    if f"sm_{gpu.arch}" in ARCHITECTURES:
+        return
+    nearest = nearest_architecture(gpu.arch)
+    remedy = (
+        f"choose target='cuda:{nearest}': it builds without timing, and the plan runs on this GPU"
+        if nearest is not None
+        else "choose target='cpu'"
+    )
+    raise BuildError(
+        f"this machine's GPU ({gpu.name}) is sm_{gpu.arch}, which is none of "
+        f"{', '.join(ARCHITECTURES)}; {remedy}"
+    )
+
+
+def _elsewhere(target: str) -> str:
+    """That this machine can't tune for a target: what it is, and what to do."""
+    if target.startswith("cuda"):
+        gpu = cuda_device()  # says what is missing
+        here, remedy = f"this GPU ({gpu.name}) is sm_{gpu.arch}", rebuild(gpu.arch)
+    else:
+        known = ", ".join(f"cpu:{isa}" for isa in host_isas())
+        here, remedy = f"this machine is {known or 'none that is known'}", "build for target='cpu'"
+    return f"the plan was built for {target}, and {here}; tune it where it will run, or {remedy}"
 
 
 def _read(
@@ -205,7 +343,38 @@ def _optimize(graph: Graph, target: Target, precision: str, tell: ProgressCallba
     tell(Progress("optimize", 1, 1))
 
 
-def _lower(graph: Graph, target: Target, typical: Mapping[str, int]) -> tuple[list[Lowered], Any]:
+def _check_samples(precision: str, samples: Samples | None, tolerance: float | None) -> None:
+    """BuildError if the arguments make no sense together."""
+    if samples is not None and precision not in HELD:
+        choices = " or ".join(map(repr, HELD))
+        raise BuildError(
+            f"samples decide what stays float32 in half precision, but precision is {precision!r}; "
+            f"leave them out or choose {choices}"
+        )
+    if tolerance is not None and samples is None:
+        raise BuildError("a tolerance needs samples to measure the error on; pass samples")
+    if tolerance is not None and not tolerance > 0:
+        raise BuildError(f"tolerance {tolerance} is not positive")
+
+
+def _raise(
+    graph: Graph, ranges: Sequence[SymbolRange], precision: str, samples: Samples,
+    tolerance: float | None, tell: ProgressCallback,
+) -> None:  # fmt: skip
+    """Raise layers to float32 where the samples ask for it, and note which."""
+    several = [samples] if isinstance(samples, Mapping) else samples
+    feeds = checked_samples(graph, ranges, several)
+
+    def report(done: int, total: int, detail: str) -> None:
+        tell(Progress("samples", done, total, detail))
+
+    limit = TOLERANCES[precision] if tolerance is None else tolerance
+    graph.notes += raise_by_samples(graph, HELD[precision], feeds, limit, report)
+
+
+def _lower(
+    graph: Graph, target: Target, typical: Mapping[str, int], tf32: bool = False
+) -> tuple[list[Lowered], Any]:
     """Every step as a kernel problem. UnsupportedError lists all that no family serves."""
     gpu = target.device == "cuda"
     storage = place(graph, strided=gpu)
@@ -214,7 +383,7 @@ def _lower(graph: Graph, target: Target, typical: Mapping[str, int]) -> tuple[li
     problems: list[Problem] = []
     for step in storage.steps:
         try:
-            item = lower(step, storage, lanes, typical, aligned=gpu)
+            item = lower(step, storage, lanes, typical, aligned=gpu, tf32=tf32)
         except UnsupportedError as error:
             problems += error.problems
             continue
@@ -229,8 +398,8 @@ def _lower(graph: Graph, target: Target, typical: Mapping[str, int]) -> tuple[li
 
 
 def _tune(
-    steps: Sequence[Lowered], target: Target, cache: ArtifactCache, threads: int | None,
-    tuning: bool, deadline: float | None, tell: ProgressCallback,
+    steps: Sequence[Lowered], target: Target, sources: Sequence[str], cache: ArtifactCache,
+    device: TuningDevice | None, deadline: float | None, tell: ProgressCallback,
 ) -> dict[int, Choice]:  # fmt: skip
     """A choice per step (by index). Equal problems are timed once."""
     groups: dict[tuple[str, Any], list[int]] = {}
@@ -243,16 +412,10 @@ def _tune(
     def report(done: int, total: int, detail: str) -> None:
         tell(Progress("tune", done, total, detail))
 
-    device = _tuning_device(target, cache, threads) if tuning else None
-    try:
-        found = tune(
-            tasks, target, device, cache,
-            deadline=deadline, cold=weights > COLD_WEIGHTS, workers=os.cpu_count() or 1,
-            report=report,
-        )  # fmt: skip
-    finally:
-        if device is not None:
-            device.close()
+    found = tune_tasks(
+        tasks, target, device, cache, sources=sources, deadline=deadline,
+        cold=weights > COLD_WEIGHTS, workers=os.cpu_count() or 1, report=report,
+    )  # fmt: skip
     return {
         i: choice for members, choice in zip(groups.values(), found, strict=True) for i in members
     }
@@ -260,7 +423,7 @@ def _tune(
 
 def _tuning_device(
     target: Target, cache: ArtifactCache, threads: int | None
-) -> CpuDevice | CudaTuningDevice | None:
+) -> TuningDevice | None:
     """Where candidates are timed: this machine, or None if it doesn't run the target's code."""
     if target.device == "cuda":
         here = host_architecture() == target.isa

@@ -94,6 +94,20 @@ def test_compare_times_and_checks(
     assert (tmp_path / "gpu.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("command", [compare.main, gpu_check.main])
+def test_without_a_gpu(command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One line, an exit code of its own, and no file."""
+
+    def missing(ordinal: int = 0) -> EmulatedDevice:
+        raise DeviceError("no NVIDIA driver is installed; install one")
+
+    monkeypatch.setattr(cuda, "cuda_device", missing)
+    found = invoke(command, "--folder", str(tmp_path))
+    assert found.exit_code == 2
+    assert found.output == "Error: no NVIDIA driver is installed; install one\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.usefixtures("gpu")
 def test_compare_says_what_it_left_out(file: Path, tmp_path: Path) -> None:
     arguments = ["--models", str(file), "--peers", "", "--time-limit", "-1"]

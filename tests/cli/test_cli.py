@@ -23,7 +23,7 @@ from enginesmith.plan import file
 from enginesmith.plan.plan import Buffer, Plan, Step, SymbolRange, TensorSpec
 from enginesmith.tuner.peak import Peak
 
-COMMANDS = ["bench", "build", "check", "diff", "doctor", "inspect", "run"]
+COMMANDS = ["bench", "build", "check", "diff", "doctor", "inspect", "run", "tune"]
 
 
 def make_plan(**changes: Any) -> Plan:
@@ -250,6 +250,43 @@ def test_build_names_the_plan_after_the_model(
     assert Path("model.plan").exists()
     assert "the whole report" in found.stdout
     assert "tune 1/2 kernel [1]" in found.stderr
+
+
+def test_build_reads_samples_from_files_and_folders(
+    model_file: Path, built: dict[str, Any], invoke: Callable[..., Result]
+) -> None:
+    Path("lines").mkdir()
+    for number, name in enumerate(["lines/b.npz", "lines/a.npz", "one.npz"]):
+        np.savez(name, x=np.full((1, 3), number, np.float32))
+    Path("lines/readme.txt").write_text("no sample")
+    found = invoke("build", model_file, "--samples", "one.npz", "--samples", "lines",
+                   "--tolerance", "3e-3")  # fmt: skip
+    assert found.exit_code == 0, found.output
+    assert [list(sample) for sample in built["samples"]] == [["x"]] * 3
+    assert [sample["x"][0, 0] for sample in built["samples"]] == [2, 1, 0]
+    assert built["tolerance"] == 3e-3
+    invoke("build", model_file)
+    assert (built["samples"], built["tolerance"]) == (None, None)
+
+
+def test_build_lists_all_samples_that_cant_be_read(
+    model_file: Path, built: dict[str, Any], invoke: Callable[..., Result]
+) -> None:
+    Path("empty").mkdir()
+    np.save("single.npy", np.zeros(3, np.float32))
+    np.savez("objects.npz", x=np.array([{}], object))
+    np.savez("cut.npz", x=np.arange(1000))
+    Path("cut.npz").write_bytes(Path("cut.npz").read_bytes()[:2000])
+    Path("text.npz").write_text("hello")
+    files = ["empty", "single.npy", "objects.npz", "cut.npz", "text.npz"]
+    found = invoke("build", model_file, *(a for f in files for a in ("--samples", f)))
+    assert found.exit_code == 1
+    for name in files:
+        assert name in found.stderr
+    assert "numpy.savez" in found.stderr
+    assert not built
+    wrong = invoke("build", model_file, "--tolerance", "0")
+    assert (wrong.exit_code, "--tolerance" in wrong.stderr) == (2, True)
 
 
 def test_run_feeds_files_and_saves_outputs(

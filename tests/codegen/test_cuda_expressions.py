@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.codegen.trees import INTEGER, LEAVES, grow
-from tests.cuda_emulator import run_source
+from tests.cuda_kernels import run_source
 
 from enginesmith.codegen.cuda_expressions import (
     CUDA_TYPES,

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx.parser
 import pytest
@@ -38,18 +39,19 @@ def invoke(
 
 
 def test_bench_of_a_plan(invoke: Callable[..., Result], gpu: EmulatedDevice) -> None:
+    gpu.name = "NVIDIA H100 80GB HBM3"
     built = invoke("build", "tiny.onnx", "--target", "cuda", "--precision", "fp16", "-o", "t.plan")
     assert built.exit_code == 0, built.output
     found = invoke("bench", "t.plan", "--duration", "30ms", "--json", "out.json", "--layers")
     assert found.exit_code == 0, found.output
     for text in (
         "latency p99", "h2d, median", "compute, median", "d2h, median", "enqueue, median",
-        "end to end, median", "contexts: 4", "emulated GPU, GFLOP/s by the datasheet",
-        "989000 GFLOP/s", "GB/s", "MatMul",
+        "end to end, median", "contexts: 4", f"{gpu.name}, GFLOP/s by the datasheet",
+        "989400 GFLOP/s", "GB/s", "MatMul",
     ):  # fmt: skip
         assert text in found.stdout, found.stdout
     data = json.loads(Path("out.json").read_text())
-    assert (data["target"], data["machine"]) == ("cuda:sm_90", "emulated GPU")
+    assert (data["target"], data["machine"]) == ("cuda:sm_90", gpu.name)
     assert set(data["parts"]) == {"h2d", "compute", "d2h", "enqueue", "end to end"}
     assert set(data["contexts"]) == {"1", "2", "4"}
     assert all(0 < t < 1 for t in data["parts"].values())
@@ -58,7 +60,7 @@ def test_bench_of_a_plan(invoke: Callable[..., Result], gpu: EmulatedDevice) -> 
 
 
 def test_bench_builds_a_model_first(invoke: Callable[..., Result], gpu: EmulatedDevice) -> None:
-    gpu.arch = 120  # of which no datasheet is known
+    gpu.arch = 120
     found = invoke(
         "bench", "tiny.onnx", "--target", "cuda", "--shape", "x=4x8", "--duration", "10ms"
     )  # fmt: skip
@@ -75,10 +77,58 @@ def test_run_takes_target_and_precision(invoke: Callable[..., Result], gpu: Emul
     assert (wrong.exit_code, "not available on cpu" in wrong.stderr) == (1, True)
 
 
+def test_build_takes_tf32(invoke: Callable[..., Result], gpu: EmulatedDevice) -> None:
+    built = invoke("build", "tiny.onnx", "--target", "cuda", "--tf32", "-o", "t.plan")
+    assert built.exit_code == 0, built.output
+    assert "for cuda:sm_90 tf32" in built.stdout
+    assert "runs on sm_90 and" in built.stdout
+    assert "cuda:sm_90 tf32" in invoke("inspect", "t.plan").stdout
+    wrong = invoke("build", "tiny.onnx", "--tf32")
+    assert (wrong.exit_code, "this is fp32 on cpu" in wrong.stderr) == (1, True)
+
+
+def test_build_lists_what_samples_raise(invoke: Callable[..., Result]) -> None:
+    np.savez("sample.npz", x=np.ones((2, 8), np.float32), w=np.full((8, 8), 0.1, np.float32))
+    build = ("build", "tiny.onnx", "--target", "cuda", "-o", "t.plan", "--samples", "sample.npz")
+    found = invoke(*build, "--precision", "fp16", "--tolerance", "1e-9")
+    assert found.exit_code == 0, found.output
+    assert "samples: " in found.stderr
+    for output in (found.stdout, invoke("inspect", "t.plan").stdout):
+        assert "layers raised to float32 (tolerance 1.0e-09)" in output
+        assert ": float32, since alone in float16 it errs by" in output
+    wrong = invoke(*build)
+    assert (wrong.exit_code, "precision is 'fp32'" in wrong.stderr) == (1, True)
+
+
 def test_copies_are_measured(gpu: EmulatedDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_peak, "COPY_BYTES", 1 << 16)
+    gpu.name = "NVIDIA H100 80GB HBM3"
     handles = len(gpu._handles)
     peak = cuda_peak.cuda_peak(gpu, "fp32")
     assert 0 < peak.gbps < 1e4
-    assert (peak.card, peak.gflops) == ("emulated GPU", 66.9e3)
+    assert (peak.card, peak.gflops) == (gpu.name, pytest.approx(494.7e3 / 3))
     assert (gpu.allocated, len(gpu._handles)) == (0, handles)
+
+
+@pytest.mark.parametrize(
+    ("card", "precision", "tera"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "fp16", 312), ("NVIDIA A100-SXM4-80GB", "fp32", 52),
+        ("NVIDIA A100 80GB PCIe", "tf32", 156), ("NVIDIA H100 PCIe", "bf16", 756.5),
+        ("NVIDIA L4", "fp32", 30.3), ("NVIDIA L40S", "fp16", 362),
+        ("NVIDIA GeForce RTX 4090", "tf32", 82.6), ("NVIDIA B200", "fp16", 2250),
+    ],
+)  # fmt: skip
+def test_rates_of_cards(card: str, precision: str, tera: float) -> None:
+    rates = cuda_peak.rates_of(card)
+    assert rates is not None
+    assert rates.gflops(precision) == pytest.approx(1e3 * tera)
+
+
+@pytest.mark.parametrize(
+    "card",
+    ["Tesla T4", "NVIDIA A10G", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA L40",
+     "NVIDIA A100-SXM4-40GB MIG 1g.5gb"],
+)  # fmt: skip
+def test_other_cards_are_not_known(card: str) -> None:
+    assert cuda_peak.rates_of(card) is None

@@ -18,11 +18,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tests.cuda_emulator.compile import kernels, runtime
-from tests.cuda_emulator.machine import _Launch, _TensorMap
+from tests.cuda_emulator.compile import kernels
+from tests.cuda_emulator.machine import (
+    EmulationError,
+    TensorMapBytes,
+    check_launch,
+    fill_tensor_map,
+    launch_kernel,
+)
 
 from enginesmith.errors import DeviceError
 from enginesmith.kernels.cuda import Launch
+from enginesmith.runtime.devices import cublas
+from enginesmith.runtime.devices.cublas import CublasLt
 from enginesmith.runtime.devices.cuda import DeviceMemory
 
 POISON = 0xFF
@@ -37,6 +45,15 @@ class _Code:
     launches: tuple[Launch, ...]
 
 
+@contextmanager
+def _refused() -> Iterator[None]:
+    """What can't be is refused by the driver before it harms."""
+    try:
+        yield
+    except EmulationError as error:
+        raise DeviceError(f"refused: {error}") from error
+
+
 class EmulatedDevice:
     """One GPU. launches, replays, allocations: how often; lost: what it fails with from now on."""
 
@@ -44,6 +61,8 @@ class EmulatedDevice:
     name = "emulated GPU"
     multiprocessors = 132
     driver_version = 13000
+
+    shared_limit = 227 << 10
 
     def __init__(self, arch: int = 90) -> None:
         self.arch = arch
@@ -54,6 +73,7 @@ class EmulatedDevice:
         self._numbers = itertools.count(1)
         self._recording = threading.local()  # captures of threads side by side don't mix
         self._times: dict[int, float] = {}
+        self._cublas: CublasLt | None = None
 
     def _check(self, operation: str) -> None:
         if (error := self.fail_next.pop(operation, None)) is not None:
@@ -136,7 +156,7 @@ class EmulatedDevice:
         self._check("synchronize")
 
     def module(self, code: bytes) -> int:
-        text = code.decode()
+        text = code.removesuffix(b"\0").decode()
         names = re.findall(r"__global__[^;{]*?\b(k_\w+)\s*\(", text)
         assert names, "a module without kernels"
         launches = tuple(Launch((1, 1, 1), 32, suffix=name) for name in dict.fromkeys(names))
@@ -155,17 +175,14 @@ class EmulatedDevice:
     ) -> None:  # fmt: skip
         self._check("launch")
         library, entry = self._handles[function]
-        statics = library.es_statics(0) or 0
-        what = _Launch(
-            (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*cluster), threads, shared, 0,
-            ctypes.cast(entry, ctypes.c_void_p), parameters, statics,
-            (library.es_statics(1) or 0) - statics,
-        )  # fmt: skip
+        with _refused():
+            check_launch(grid, threads, shared, cluster, self.arch)
 
         def run() -> None:
             self.launches += 1
-            if (error := runtime().es_launch(ctypes.byref(what))) is not None:
-                raise DeviceError(f"emulated kernel: {error.decode()}", usable=False)
+            error = launch_kernel(library, entry, grid, threads, shared, cluster, parameters)
+            if error is not None:
+                raise DeviceError(f"emulated kernel: {error}", usable=False)
 
         self._do(run)
 
@@ -174,13 +191,16 @@ class EmulatedDevice:
         box: Sequence[int], swizzle: int, steps: Sequence[int],
     ) -> bytes:  # fmt: skip
         item = {"float16": 2, "bfloat16": 2, "float32": 4, "int8": 1}[dtype]
-        spec = _TensorMap()
-        spec.base, spec.rank, spec.item, spec.swizzle = address, len(sizes), item, swizzle
-        for k in range(len(sizes)):
-            spec.sizes[k], spec.box[k], spec.steps[k] = sizes[k], box[k], steps[k]
-        for k, stride in enumerate(strides):
-            spec.strides[k] = stride
+        spec = TensorMapBytes()
+        with _refused():
+            fill_tensor_map(spec, address, item, sizes, strides, box, swizzle, steps)
         return bytes(spec)
+
+    def cublas_lt(self) -> CublasLt:
+        """As CudaDevice: with the library that `cublas.library` finds."""
+        if self._cublas is None:
+            self._cublas = CublasLt(cublas.library())
+        return self._cublas
 
     @contextmanager
     def capture(self, stream: int) -> Iterator[list[int]]:

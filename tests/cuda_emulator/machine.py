@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from tests.cuda_emulator import triton
 from tests.cuda_emulator.compile import kernels, runtime
 from tests.cuda_emulator.memory import Memory, Placed, numpy_dtype
 
-from enginesmith.kernels.base import ITEMSIZE, Problem, Tactic, value_of
-from enginesmith.kernels.cuda import CudaSource, Launch, TensorMap
-from enginesmith.plan.target import Target
+from enginesmith.kernels.base import ITEMSIZE, Problem, value_of
+from enginesmith.kernels.cuda import CudaSource, Launch, TensorMap, unread
 
 SHARED_LIMIT = 227 * 1024
 ORDERS = {"both": (False, True), "forward": (False, False), "reversed": (True, True)}
@@ -22,7 +22,7 @@ class EmulationError(Exception):
     """A kernel broke a rule of the machine or of the contract."""
 
 
-class _Launch(ctypes.Structure):
+class LaunchArguments(ctypes.Structure):
     """runtime.cpp's Launch."""
 
     _fields_ = (
@@ -33,7 +33,7 @@ class _Launch(ctypes.Structure):
     )  # fmt: skip
 
 
-class _TensorMap(ctypes.Structure):
+class TensorMapBytes(ctypes.Structure):
     """runtime.cpp's TensorMap."""
 
     _fields_ = (
@@ -78,38 +78,20 @@ def run_source(
             for item in placed[count - problem.outputs :]:
                 item.poison(poison)
             for launch in source.launches:
-                _run(source, launch, placed, workspace, slots, backwards, arch)
+                run = _run if source.triton is None else _interpret
+                run(source, launch, placed, workspace, slots, backwards, arch)
             for i, item in enumerate(placed[count - problem.outputs :]):
                 if not item.untouched(poison):
                     raise EmulationError(f"wrote outside of output {i}")
             if cleared.any():
                 raise EmulationError("left the workspace's cleared bytes other than zero")
             results.append([item.view.copy() for item in placed[count - problem.outputs :]])
-        _compare(*results)
+        compare_runs(*results)
         return results[0]
     finally:
         for item in placed:
             item.memory.close()
         workspace.close()
-
-
-def run_family(
-    family: Any, problem: Problem, tactic: Tactic, target: Target, inputs: Sequence[np.ndarray],
-    hint_values: Sequence[int] | None = None, *, order: str = "both",
-) -> list[np.ndarray]:  # fmt: skip
-    """The outputs of a tactic, its constants packed first."""
-    assert family.why_not(problem, target) is None
-    source = family.emit(problem, tactic, target)
-    assert source.code == family.emit(problem, tactic, target).code, "codegen isn't deterministic"
-    constants = {
-        i: np.ascontiguousarray(inputs[i], numpy_dtype(o.dtype))
-        for i, o in enumerate(problem.operands[: len(problem.operands) - problem.outputs])
-        if o.constant
-    }
-    packed = family.pack(problem, tactic, target, constants)
-    return run_source(
-        source, problem, inputs, hint_values, order=order, packed=packed, arch=target.arch
-    )
 
 
 def _run(
@@ -121,7 +103,7 @@ def _run(
     if 0 in grid:
         return
     name = source.name + launch.suffix
-    _check_launch(launch, grid, arch)
+    check_launch(grid, launch.threads, launch.shared, launch.cluster, arch)
     library = kernels(source, arch)
     pointers = [item.memory.address for item in placed]
     arguments: list[Any] = [ctypes.c_uint64(p) for p in pointers]
@@ -141,32 +123,79 @@ def _run(
             "(p: pointer, i: int, m: tensor map)"
         )
     addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
-    statics = library.es_statics(0) or 0
-    what = _Launch(
-        (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*launch.cluster), launch.threads,
-        launch.shared, backwards, ctypes.cast(getattr(library, f"es_call_{name}"), ctypes.c_void_p),
-        ctypes.addressof(addresses), statics, (library.es_statics(1) or 0) - statics,
+    error = launch_kernel(
+        library, getattr(library, f"es_call_{name}"), grid, launch.threads, launch.shared,
+        launch.cluster, ctypes.addressof(addresses), backwards,
     )  # fmt: skip
-    if (error := runtime().es_launch(ctypes.byref(what))) is not None:
+    if error is not None:
         places = ", ".join(
             f"operand {i} at {item.memory.address:#x}+{item.memory.inside.size}"
             for i, item in enumerate(placed)
         )
-        raise EmulationError(f"kernel NAME{launch.suffix}: {error.decode()}; {places}")
+        raise EmulationError(f"kernel NAME{launch.suffix}: {error}; {places}")
 
 
-def _check_launch(launch: Launch, grid: Sequence[int], arch: int) -> None:
-    """The machine's limits."""
+def _interpret(
+    source: CudaSource, launch: Launch, placed: Sequence[Placed], workspace: Memory,
+    slots: tuple[int, ...], backwards: bool, arch: int,
+) -> None:  # fmt: skip
+    """One launch of a kernel in Triton."""
+    grid = [value_of(size, slots) for size in launch.grid]
+    if 0 in grid:
+        return
+    check_launch(grid, launch.threads, launch.shared, launch.cluster, arch)
+    assert source.triton is not None
+    kinds = [kind for kind, _ in source.triton.parameters]
+    values = [_int32(value_of(v, slots)) for v in launch.values[: kinds.count("i32")]]
+    memories = [*(item.memory for item in placed), *([workspace] if source.workspace != 0 else [])]
+    ranges = [(m.address, m.address + m.inside.size) for m in memories]
+    arguments: list[Any] = [*(m.address for m in memories), *values]
+    maps = list(dict.fromkeys(launch.maps))
+    assert unread(launch.values[: len(values)], tuple(maps)) == (launch.values, launch.maps)
+    for spec in maps:
+        _tensor_map(spec, [item.memory.address for item in placed], slots)  # checks it
+        sizes = [value_of(size, slots) for size in spec.sizes]
+        strides = [value_of(stride, slots) for stride in spec.strides]
+        address = placed[spec.operand].memory.address
+        arguments.append(triton.Tensor(address, sizes[::-1], strides[::-1]))
+    try:
+        triton.launch(source, grid, arguments, ranges, ranges, backwards)
+    except IndexError as error:
+        raise EmulationError(f"kernel NAME{launch.suffix} {error}") from error
+
+
+def launch_kernel(
+    library: Any, entry: Any, grid: Sequence[int], threads: int, shared: int,
+    cluster: Sequence[int], parameters: int, backwards: bool = False,
+) -> str | None:  # fmt: skip
+    """Run a kernel; what it did wrong, None if nothing. entry: its es_call function; parameters:
+    the address of an array of addresses, one per parameter."""
+    statics = library.es_statics(0) or 0
+    what = LaunchArguments(
+        (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*cluster), threads, shared, backwards,
+        ctypes.cast(entry, ctypes.c_void_p), parameters, statics,
+        (library.es_statics(1) or 0) - statics,
+    )  # fmt: skip
+    error = runtime().es_launch(ctypes.byref(what))
+    return None if error is None else error.decode()
+
+
+def check_launch(
+    grid: Sequence[int], threads: int, shared: int, cluster: Sequence[int], arch: int
+) -> None:
+    """The machine's limits. EmulationError names what is beyond them."""
     bad = (
-        "threads" if launch.threads % 32 or not 0 < launch.threads <= 1024
+        "threads" if threads % 32 or not 0 < threads <= 1024
         else "grid" if grid[0] >= 2**31 or max(grid[1:]) > 65535
-        else "shared memory" if launch.shared > (SHARED_LIMIT if arch in (90, 100) else 99 * 1024)
-        else "cluster" if any(g % c for g, c in zip(grid, launch.cluster, strict=True))
-        or np.prod(launch.cluster) > (8 if arch >= 90 else 1)
+        else "shared memory" if shared > (SHARED_LIMIT if arch in (90, 100) else 99 * 1024)
+        else "cluster" if any(g % c for g, c in zip(grid, cluster, strict=True))
+        or np.prod(cluster) > (8 if arch >= 90 else 1)
         else None
     )  # fmt: skip
     if bad:
-        raise EmulationError(f"the launch's {bad} can't be: {launch}, grid {grid}")
+        raise EmulationError(
+            f"the launch's {bad} can't be: {threads=}, {shared=}, {cluster=}, {grid=}"
+        )
 
 
 def _int32(value: int) -> int:
@@ -176,38 +205,50 @@ def _int32(value: int) -> int:
 
 
 def _tensor_map(m: TensorMap, pointers: Sequence[int], slots: tuple[int, ...]) -> Any:
-    """The map as runtime.cpp reads it, after the checks that the driver makes. It lies at a
-    multiple of 64 bytes, as kernel parameters do."""
-    item, rank = ITEMSIZE[m.dtype], len(m.sizes)
-    sizes = [value_of(s, slots) for s in m.sizes]
-    strides = [value_of(s, slots) * item for s in m.strides]
-    steps = m.element_strides or (1,) * rank
-    row = m.box[0] * item
-    bad = (
-        "rank" if not 2 <= rank <= 5 or len(m.box) != rank or len(strides) != rank - 1
-        else "base address" if pointers[m.operand] % 16
-        else "sizes" if not all(0 < s < 2**32 for s in sizes)
-        else "strides" if any(s % 16 or not 0 < s < 2**40 for s in strides)
-        else "box" if not all(0 < b <= 256 for b in m.box) or row % 16
-        else "element strides" if len(steps) != rank or not all(1 <= s <= 8 for s in steps)
-        else "swizzle" if m.swizzle not in (0, 32, 64, 128) or (m.swizzle and row != m.swizzle)
-        else None
+    """The map as runtime.cpp reads it. It lies at a multiple of 64 bytes, as kernel parameters
+    do."""
+    if len(m.strides) != len(m.sizes) - 1:
+        raise EmulationError(f"the tensor map's rank can't be: {m}")
+    buffer = ctypes.create_string_buffer(ctypes.sizeof(TensorMapBytes) + 64)
+    answer = TensorMapBytes.from_buffer(buffer, -ctypes.addressof(buffer) % 64)
+    fill_tensor_map(
+        answer, pointers[m.operand], ITEMSIZE[m.dtype], [value_of(s, slots) for s in m.sizes],
+        [value_of(s, slots) * ITEMSIZE[m.dtype] for s in m.strides], m.box, m.swizzle,
+        m.element_strides or (1,) * len(m.sizes),
     )  # fmt: skip
-    if bad:
-        raise EmulationError(f"the tensor map's {bad} can't be: {m}, {sizes=}, {strides=} bytes")
-    buffer = ctypes.create_string_buffer(ctypes.sizeof(_TensorMap) + 64)
-    answer = _TensorMap.from_buffer(buffer, -ctypes.addressof(buffer) % 64)
-    answer.base, answer.rank, answer.item, answer.swizzle = (
-        pointers[m.operand], rank, item, m.swizzle
-    )  # fmt: skip
-    for k in range(rank):
-        answer.sizes[k], answer.box[k], answer.steps[k] = sizes[k], m.box[k], steps[k]
-    for k in range(rank - 1):
-        answer.strides[k] = strides[k]
     return answer
 
 
-def _compare(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> None:
+def fill_tensor_map(
+    answer: TensorMapBytes, base: int, item: int, sizes: Sequence[int], strides: Sequence[int],
+    box: Sequence[int], swizzle: int, steps: Sequence[int],
+) -> None:  # fmt: skip
+    """Make a map after the checks that the driver makes. item: bytes of an element; strides: in
+    bytes, of all axes but the innermost."""
+    rank, row = len(sizes), box[0] * item
+    bad = (
+        "rank" if not 2 <= rank <= 5 or len(box) != rank or len(strides) != rank - 1
+        else "base address" if base % 16
+        else "sizes" if not all(0 < s < 2**32 for s in sizes)
+        else "strides" if any(s % 16 or not 0 < s < 2**40 for s in strides)
+        else "box" if not all(0 < b <= 256 for b in box) or row % 16
+        else "element strides" if len(steps) != rank or not all(1 <= s <= 8 for s in steps)
+        else "swizzle" if swizzle not in (0, 32, 64, 128) or (swizzle and row != swizzle)
+        else None
+    )  # fmt: skip
+    if bad:
+        raise EmulationError(
+            f"the tensor map's {bad} can't be: {base=:#x}, {sizes=}, {strides=} bytes, {box=}, "
+            f"{swizzle=}, {steps=}"
+        )
+    answer.base, answer.rank, answer.item, answer.swizzle = base, rank, item, swizzle
+    for k in range(rank):
+        answer.sizes[k], answer.box[k], answer.steps[k] = sizes[k], box[k], steps[k]
+    for k in range(rank - 1):
+        answer.strides[k] = strides[k]
+
+
+def compare_runs(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> None:
     """Both runs agree: exactly for integers, else up to what the order of a sum may change."""
     for i, (a, b) in enumerate(zip(first, second, strict=True)):
         if a.dtype.kind in "iub" or a.size == 0:

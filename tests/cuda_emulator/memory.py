@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -46,15 +47,19 @@ class Memory:
 class Placed:
     """An operand in memory; `view`: its logical array."""
 
-    def __init__(self, operand: Operand, slots: Sequence[int], raw: np.ndarray | None) -> None:
-        """raw: the bytes a tactic packed, which lie as they are."""
+    def __init__(
+        self, operand: Operand, slots: Sequence[int], raw: np.ndarray | None,
+        place: Callable[[int, int, int], Any] = Memory,
+    ) -> None:  # fmt: skip
+        """raw: the bytes a tactic packed, which lie as they are. place: makes a Memory of a size,
+        an alignment and slack."""
         assert operand.block == 0, "CUDA kernels know no blocked operands"
         self.operand = operand
         dtype = numpy_dtype(operand.dtype)
         slack = READABLE if operand.constant else 0
         if raw is not None:
             data = np.ascontiguousarray(raw).reshape(-1).view(np.uint8)
-            self.memory = Memory(data.size, max(operand.alignment, 64), slack)
+            self.memory = place(data.size, max(operand.alignment, 64), slack)
             self.memory.bytes[:] = 255
             self.memory.inside[:] = data
             return
@@ -62,14 +67,14 @@ class Placed:
         strides = [value_of(s, tuple(slots)) * dtype.itemsize for s in operand.strides]
         extent = dtype.itemsize + sum((d - 1) * s for d, s in zip(shape, strides, strict=True))
         extent = 0 if 0 in shape else extent
-        self.memory = Memory(extent, max(operand.alignment, dtype.itemsize), slack)
+        self.memory = place(extent, max(operand.alignment, dtype.itemsize), slack)
         self.view = np.lib.stride_tricks.as_strided(
             self.memory.inside[: extent // dtype.itemsize * dtype.itemsize].view(dtype),
             shape, strides,
         )  # fmt: skip
         self.memory.bytes[:] = 255
         # Which bytes are the array's: the others must not change.
-        self.gaps = np.ones(self.memory.pages, bool)
+        self.gaps = np.ones(self.memory.bytes.size, bool)
         inside = self.gaps[self.memory.address - self.memory.base :]
         np.lib.stride_tricks.as_strided(
             inside, [*shape, dtype.itemsize], [*strides, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enginesmith.ir import ops
+from enginesmith.ir import expr, ops
+from enginesmith.ir.expr import Arg
 from enginesmith.ir.parser import parse_graph
 from enginesmith.ir.reference import evaluate, run_graph
 from enginesmith.ir.resample import axis_taps
@@ -114,6 +116,31 @@ def test_interpolation_weights_sum_to_one(mode: str, coordinates: str) -> None:
         assert index.min() >= 0
         assert index.max() < size_in
         np.testing.assert_allclose(weights.sum(1), 1)
+
+
+def test_erf_in_both_precisions() -> None:
+    x = np.concatenate([np.linspace(-6, 6, 4001), [0, 1e-30, np.inf, -np.inf]])
+    exact = np.array([math.erf(v) for v in x])
+    erf = expr.OPS["erf"].numpy
+    np.testing.assert_allclose(erf(x), exact, rtol=1e-15)
+    single = erf(x.astype(np.float32))
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, exact, rtol=2e-7)
+    assert np.isnan(erf(np.float32(np.nan)))
+
+
+def test_factors_that_kernels_round() -> None:
+    """What a prologue made, and attention's weights, but not their other operands."""
+    one = ops.ConvAttrs((1, 1), (0,) * 4, (1, 1), 1, prologue=expr.call("mul", Arg(0), Arg(1)))
+    x, gate, w = np.full((1, 1, 1, 1), 1.25), np.full((1, 1, 1, 1), 2.0), np.full((1, 1, 1, 1), 0.1)
+    assert evaluate("conv", one, [x, w, gate], (1, 1, 1, 1), "float64", {}, np.floor) == 0.2
+    q, v = np.zeros((1, 1, 1, 2)), np.array([[[[0.5], [0.25]]]])
+    k = np.zeros((1, 1, 2, 2))
+    up: Any = np.ceil
+    found = evaluate(
+        "attention", ops.AttentionAttrs(1.0), [q, k, v], (1, 1, 1, 1), "float64", {}, up
+    )
+    assert found == 0.75
 
 
 def test_double_precision_and_prologues() -> None:

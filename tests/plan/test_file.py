@@ -53,6 +53,8 @@ PLAN = Plan(
     metadata=(("author", "me"),),
     sources={"k_1": "void k_1(void) {}\n"},
     code=b"\x7fELF and so on",
+    ptx=b"compressed",
+    graph=b"a graph",
     weights=np.random.default_rng(0).bytes(1000),
 )  # fmt: skip
 
@@ -261,7 +263,7 @@ def test_newer_version(path: Path) -> None:
         plan["novelty"] = 1
 
     rewrite(path, change)
-    refused(path, r"made by a newer Enginesmith \(plan format 3, this one reads 2\); upgrade with")
+    refused(path, r"made by a newer Enginesmith \(plan format 4, this one reads 3\); upgrade with")
 
 
 def test_older_version(path: Path) -> None:

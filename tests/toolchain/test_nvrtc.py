@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from enginesmith.errors import BuildError
 from enginesmith.plan.target import ARCHITECTURES, Target
 from enginesmith.toolchain import nvrtc
 from enginesmith.toolchain.cache import ArtifactCache
-from enginesmith.toolchain.nvrtc import compile_cubin, compile_ptx, compiler_version
+from enginesmith.toolchain.nvrtc import compile_cubin, compile_ptx, compiler_version, runs_on_newer
 
 SM_80, SM_90 = Target("cuda", "sm_80"), Target("cuda", "sm_90")
 DOUBLE = r"""
@@ -40,9 +41,10 @@ def test_a_kernel_compiles_once(fresh_cache, monkeypatch):
 
 @pytest.mark.parametrize("isa", ARCHITECTURES)
 def test_architectures(isa, cache):
-    name = {"sm_90": "sm_90a"}.get(isa, isa)
     ptx = compile_ptx(DOUBLE, Target("cuda", isa), cache).decode()
-    assert f".target {name}\n" in ptx and ".entry twice" in ptx
+    assert f".target {isa}\n" in ptx and ".entry twice" in ptx
+    assert "\0" not in ptx
+    assert re.findall(r"^\.version .*", ptx, re.M) == [".version 8.7"]
 
 
 def test_failures_keep_the_source_and_the_log(fresh_cache):
@@ -130,3 +132,38 @@ def test_the_prelude(isa, cache):
     assert ("tma_load2" in prelude(target)) == (target.arch >= 90)
     text = EVERYWHERE + HOPPER * (target.arch >= 90) + WGMMA * (target.arch == 90)
     compile_cubin(text, target, cache)
+
+
+def test_what_newer_gpus_can_run(cache, fresh_cache):
+    """Without the instructions of 9.0 alone, a text compiles for plain sm_90; with them it doesn't,
+    and its PTX is for 9.0 alone."""
+    for text in (EVERYWHERE, HOPPER):
+        assert runs_on_newer(text, SM_90)
+        assert nvrtc._compile(text, SM_90, cache, "cubin", "sm_90")
+    for call in re.findall(r"(?:registers|wgmma)_\w+(?:<\d+>)?\(.*?\)", WGMMA):
+        text = f'extern "C" __global__ void one(uint64_t *t) {{ *t = 0; {call}; }}'
+        assert not runs_on_newer(text, SM_90)
+        assert runs_on_newer(text, SM_80)
+    assert b".target sm_90a" in compile_ptx(WGMMA, SM_90, cache)
+    with pytest.raises(BuildError, match="failed"):
+        nvrtc._compile(WGMMA, SM_90, ArtifactCache(fresh_cache), "cubin", "sm_90")
+
+
+@pytest.mark.parametrize("isa", ARCHITECTURES)
+def test_an_older_assembler_takes_the_ptx_for_newer_gpus(isa, cache, tmp_path):
+    """Triton 3.6 comes with CUDA 12.8's, which is what a driver of that version does."""
+    nvidia = pytest.importorskip("triton.backends.nvidia")
+    ptxas = Path(nvidia.__path__[0], "bin", "ptxas")
+
+    def run(*arguments):
+        command = [ptxas, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    if "release 12.8" not in run("--version").stdout:
+        pytest.skip("this Triton brings another assembler")
+    target = Target("cuda", isa)
+    kernel = tmp_path / "kernel.ptx"
+    kernel.write_bytes(compile_ptx(EVERYWHERE + HOPPER * (target.arch >= 90), target, cache))
+    for newer in ARCHITECTURES[ARCHITECTURES.index(isa) :]:
+        done = run(f"-arch={newer}", kernel, "-o", tmp_path / "kernel.cubin")
+        assert done.returncode == 0, done.stderr

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,12 +40,18 @@ class FakeTrial:
 
 class FakeDevice:
     fingerprint = "fake"
+    disturbed = True
 
     def __init__(self, clock: Clock, seconds: Sequence[float]) -> None:
         self.clock, self.seconds = clock, seconds
         self.loads = 0
+        self.compiled: list[str] = []
+        self.before: list[int] = []  # compiled when something is loaded
+        self.wait = threading.Semaphore(0)
 
     def compile(self, source: tuning.Source) -> bytes:
+        self.compiled.append(source.name)
+        self.wait.release()
         return source.name.encode()
 
     def load(
@@ -51,6 +59,7 @@ class FakeDevice:
         constants: Sequence[Mapping[int, np.ndarray]], cold: bool,
     ) -> list[tuning.Trial]:  # fmt: skip
         self.loads += 1
+        self.before.append(len(self.compiled))
         return [FakeTrial(self, s) for s in self.seconds]
 
 
@@ -129,6 +138,41 @@ def test_deadline_leaves_the_heuristic(tmp_path: Path) -> None:
     choice = run(device, tmp_path, deadline=5.0)
     assert choice == tuning.Choice(tactic("try", n=0), ())
     assert device.loads == 0
+
+
+class Patient(FakeDevice):
+    """Loads nothing before all of 30 candidates are compiled."""
+
+    disturbed = False
+
+    def load(self, *args: Any, **more: Any) -> list[tuning.Trial]:
+        if not self.loads:
+            for _ in range(30):
+                assert self.wait.acquire(timeout=10), "compilers don't work ahead"
+        return super().load(*args, **more)
+
+
+@pytest.mark.parametrize("kind", [FakeDevice, Patient])
+def test_compilers_work_ahead_where_they_do_not_disturb(
+    kind: type[FakeDevice], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten problems of three candidates are more than a group."""
+    emit = FakeFamily.emit
+
+    def emit_own(problem: Problem, tactic: Tactic, target: Target) -> KernelSource:
+        size = problem.operands[0].shape[0]
+        return KernelSource(f"{emit(problem, tactic, target).text} /* {size} */", (Phase(1),))
+
+    monkeypatch.setattr(FakeFamily, "emit", staticmethod(emit_own))
+    problems = [Problem((Operand("float32", (8 + n,), (1,)),)) for n in range(10)]
+    device = kind(Clock(), [3e-3, 1e-3, 2e-3])
+    chosen = tuning.tune(
+        [tuning.Task("fake", p, {}, 1.0) for p in problems], TARGET, device,
+        ArtifactCache(tmp_path), clock=device.clock,
+    )  # fmt: skip
+    assert all(str(choice.tactic) == "try(n=1)" for choice in chosen)
+    assert len(device.compiled) == 30
+    assert (device.before[0] < 30) == device.disturbed
 
 
 def test_slow_candidates_are_dropped_early() -> None:

@@ -15,6 +15,7 @@ from enginesmith.cli.display import console
 from enginesmith.cli.doctor import doctor
 from enginesmith.cli.inspect import inspect
 from enginesmith.cli.run import run
+from enginesmith.cli.tune import tune
 from enginesmith.errors import EnginesmithError
 
 
@@ -83,5 +84,5 @@ def app(debug: bool) -> None:
     """Turns a trained model into the fastest engine for one machine."""
 
 
-for command in (build, run, bench, inspect, diff, check, doctor):
+for command in (build, tune, run, bench, inspect, diff, check, doctor):
     app.add_command(command)

@@ -9,7 +9,15 @@ from typing import Any
 import click
 
 from enginesmith.cli import display
-from enginesmith.cli.options import Duration, build_options, example, merge_shapes, threads_option
+from enginesmith.cli.load import read_samples
+from enginesmith.cli.options import (
+    Duration,
+    build_options,
+    example,
+    merge_shapes,
+    sources_option,
+    threads_option,
+)
 
 
 @click.command(
@@ -17,6 +25,7 @@ from enginesmith.cli.options import Duration, build_options, example, merge_shap
     epilog=example(
         "enginesmith build model.onnx -o model.plan --budget 60s",
         "enginesmith build ocr.onnx --profile x=1x3x48x32:1x3x48x320:8x3x48x960",
+        "enginesmith build ocr.onnx --target cuda --precision fp16 --samples lines/",
     ),
 )
 @click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
@@ -27,6 +36,22 @@ from enginesmith.cli.options import Duration, build_options, example, merge_shap
 @build_options
 @click.option("--budget", type=Duration(), help="Time for tuning: 60s, 2m. No limit if absent.")
 @click.option("--no-tune", is_flag=True, help="Take each kernel's most promising tactic untimed.")
+@click.option(
+    "--tf32",
+    is_flag=True,
+    help="For fp32 on GPUs: round what convolutions and matmuls multiply to TF32. Faster, with "
+    "errors of some 1e-4.",
+)
+@click.option(
+    "--samples", type=click.Path(exists=True, path_type=Path), multiple=True, metavar="FILE.npz",
+    help="For fp16 and bf16: typical inputs, an array for each by its name. Layers that half "
+         "precision doesn't suit on them stay float32. Or a folder of such files. May be repeated.",
+)  # fmt: skip
+@click.option(
+    "--tolerance", type=click.FloatRange(min=0, min_open=True),
+    help="Error of an output on the samples to stay below: 5e-3 in fp16, 3e-2 in bf16 if absent.",
+)  # fmt: skip
+@sources_option
 @threads_option
 @click.option("-v", "--verbose", is_flag=True, help="Print the whole build report.")
 def build(
@@ -38,6 +63,10 @@ def build(
     profiles: Any,
     budget: float | None,
     no_tune: bool,
+    tf32: bool,
+    samples: tuple[Path, ...],
+    tolerance: float | None,
+    tactic_sources: tuple[str, ...] | None,
     threads: int | None,
     verbose: bool,
 ) -> None:
@@ -56,6 +85,10 @@ def build(
             shapes=merge_shapes(shapes, profiles),
             budget=budget,
             tuning=not no_tune,
+            tf32=tf32,
+            samples=read_samples(samples) if samples else None,
+            tolerance=tolerance,
+            tactic_sources=tactic_sources,
             threads=threads,
             progress=listener,
         )

@@ -19,7 +19,7 @@ from enginesmith.cli import display
 from enginesmith.cli.options import example
 from enginesmith.errors import BuildError, DeviceError, EnginesmithError
 from enginesmith.knobs import knobs
-from enginesmith.plan.target import ARCHITECTURES, ISAS
+from enginesmith.plan.target import ARCHITECTURES, ISAS, nearest_architecture
 from enginesmith.runtime.devices.host import available_threads, cpu_quota, host_isas
 
 NEEDED = ("numpy", "onnx", "protobuf", "sympy", "ziglang", "click", "rich")
@@ -194,13 +194,29 @@ def gpu() -> Iterator[Finding]:
     text = f"{device.name}: cuda:sm_{device.arch}, {device.multiprocessors} multiprocessors"
     yield Finding("gpu", "ok", f"{text}, driver for CUDA {version_text}")
     if f"sm_{device.arch}" not in ARCHITECTURES:
-        text = f"sm_{device.arch} is none of {', '.join(ARCHITECTURES)}"
-        yield Finding("gpu", "error", text, "use target='cpu'; engines for this GPU can't be built")
-        return
+        text = f"{device.name} is sm_{device.arch}, none of {', '.join(ARCHITECTURES)}"
+        nearest = nearest_architecture(device.arch)
+        if nearest is None:
+            remedy = "use target='cpu'; engines for this GPU can't be built"
+            yield Finding("gpu", "error", text, remedy)
+            return
+        remedy = f"build with target='cuda:{nearest}': nothing is timed, and the plan runs here"
+        yield Finding("gpu", "warning", text, remedy)
     try:
         yield Finding("nvrtc", "ok", nvrtc.compiler_version())
     except BuildError as error:
         yield Finding("nvrtc", "warning", str(error), "pip install 'enginesmith[cuda]'")
+
+
+def sources() -> Iterator[Finding]:
+    """What GPU kernels can come from besides our own."""
+    from enginesmith.kernels.sources import OWN, SOURCES, why_missing
+
+    for name in SOURCES:
+        if name != OWN:
+            missing = why_missing(name)
+            text = "offers GPU kernels" if missing is None else f"not used (optional): {missing}"
+            yield Finding(name, "ok", text)
 
 
 def self_test() -> Iterator[Finding]:
@@ -230,4 +246,4 @@ def self_test() -> Iterator[Finding]:
         yield Finding("self-test", "error", f"wrong result, largest error {error:.0e}", remedy)
 
 
-CHECKS = (versions, processor, memory, cache, toolchain, gpu, self_test)
+CHECKS = (versions, processor, memory, cache, toolchain, gpu, sources, self_test)

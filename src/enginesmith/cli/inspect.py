@@ -80,6 +80,8 @@ def as_data(plan: Plan, path: Path) -> dict[str, Any]:
         "file_bytes": path.stat().st_size,
         "code_bytes": len(plan.code),
         "weights_bytes": len(plan.weights),
+        "ptx_bytes": len(plan.ptx),
+        "graph_bytes": len(plan.graph),
         "arena_bytes": arena_bytes(plan),
     }
     fields = ("name", "target", "precision", "producer", "scratch", "notes", "metadata", "exprs")
@@ -98,6 +100,8 @@ def header_table(plan: Plan, path: Path) -> Table:
     rows.add_row("name", plan.name)
     rows.add_row("file", f"{path}, {display.size(path.stat().st_size)}")
     rows.add_row("target", f"{plan.target} {plan.precision}")
+    if len(plan.graph):
+        rows.add_row("tuning", f"incomplete, see the notes; `enginesmith tune {path}` completes it")
     rows.add_row("producer", plan.producer or "-")
     for symbol in plan.symbols:
         rows.add_row(f"symbol {symbol.name}", display.range_text(symbol))
@@ -121,6 +125,10 @@ def memory_table(plan: Plan) -> Table:
     rows = display.table("memory", ">size")
     rows.add_row("weights (mapped from the file)", display.size(len(plan.weights)))
     rows.add_row("code", display.size(len(plan.code)))
+    if len(plan.ptx):
+        rows.add_row("PTX for newer GPUs", display.size(len(plan.ptx)))
+    if len(plan.graph):
+        rows.add_row("graph, to tune from", display.size(len(plan.graph)))
     activations = _total(plan.buffers, symbols)
     rows.add_row("activations, if none shared storage", display.size(activations))
     rows.add_row("arena, per context", display.size(arena_bytes(plan)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import click
 import numpy as np
@@ -104,3 +106,30 @@ def read_array(path: Path) -> np.ndarray:
     if not isinstance(array, np.ndarray):
         raise EnginesmithError(f"{path} holds several arrays; save the one to feed with numpy.save")
     return array
+
+
+def read_samples(paths: Iterable[Path]) -> list[dict[str, np.ndarray]]:
+    """The arrays by name of each .npz file, and of all .npz files of a folder by name.
+    EnginesmithError lists what can't be read."""
+    samples: list[dict[str, np.ndarray]] = []
+    problems: list[str] = []
+    for path in paths:
+        files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+        if not files:
+            problems.append(f"the folder {path} holds no .npz file; write them with numpy.savez")
+        for file in files:
+            try:
+                samples.append(_read_sample(file))
+            except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
+                problems.append(f"can't read {file} as a .npz file of arrays: {error}")
+    if problems:
+        raise EnginesmithError("\n".join(problems))
+    return samples
+
+
+def _read_sample(path: Path) -> dict[str, np.ndarray]:
+    loaded = np.load(path, allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+        raise ValueError("it holds one array without a name; save it with numpy.savez")
+    with loaded as arrays:
+        return dict(arrays)

@@ -95,6 +95,17 @@ class NamedProfile(Named):
         return key, shapes
 
 
+class Names(ParamType):
+    """cuda,triton -> ("cuda", "triton")."""
+
+    name = "names"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if isinstance(value, tuple):
+            return value
+        return tuple(name.strip() for name in str(value).split(","))
+
+
 class Duration(ParamType):
     """60s, 2m, 500ms, 1.5 (seconds) -> seconds."""
 
@@ -151,6 +162,17 @@ def threads_option(command: Command) -> Command:
         "--threads",
         type=click.IntRange(min=1),
         help="Threads to run with; all cores this process may use if absent.",
+    )(command)
+
+
+def sources_option(command: Command) -> Command:
+    """--tactic-sources."""
+    return click.option(
+        "--tactic-sources",
+        type=Names(),
+        metavar="NAME,...",
+        help="What GPU kernels may come from: cuda (our own), triton, cublaslt. If absent: our own "
+        "on sm_90, elsewhere all that are installed; `enginesmith doctor` lists them.",
     )(command)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from math import gcd
 from typing import Any, TypeAlias
 
@@ -159,7 +159,13 @@ def substitute(dim: Dim, values: Mapping[str, Dim]) -> Dim:
 
 def evaluate(dim: Dim, values: Mapping[str, int]) -> int:
     """The number `dim` is for these symbol values; KeyError names a missing symbol."""
-    result = substitute(dim, values)
+    return dim if isinstance(dim, int) else _evaluate(dim, tuple(sorted(values.items())))
+
+
+@lru_cache(maxsize=1 << 14)
+def _evaluate(dim: Dim, values: tuple[tuple[str, int], ...]) -> int:
+    """Remembered, since substitution is slow and the same few sizes are asked for all the time."""
+    result = substitute(dim, dict(values))
     if not isinstance(result, int):
         raise KeyError(f"no value for {sorted(symbols_of(result))} in {to_text(dim)}")
     return result

@@ -7,6 +7,7 @@ the tree.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -72,10 +73,26 @@ class OpInfo:
     numpy: Callable[..., Any]
 
 
-def _erf(x: Any) -> Any:
-    from math import erf
+# erf(x) = x * P(x^2) / Q(x^2) for |x| <= 4, and +-1 beyond to float32's precision (the coefficients
+# are Eigen's), from the highest power down.
+_ERF_P = (
+    -2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05,
+    -7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02,
+)  # fmt: skip
+_ERF_Q = (
+    -1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03,
+    -1.42647390514189e-02,
+)  # fmt: skip
 
-    return np.vectorize(erf, otypes=[np.float64])(x).astype(np.asarray(x).dtype)
+
+def _erf(x: Any) -> Any:
+    """To the last bit in double; 1e-7 relative, and much faster, in float32."""
+    x = np.asarray(x)
+    if x.dtype == np.float32:
+        inside = np.clip(x, -4, 4, dtype=np.float64)
+        square = inside * inside
+        return (inside * np.polyval(_ERF_P, square) / np.polyval(_ERF_Q, square)).astype(x.dtype)
+    return np.vectorize(math.erf, otypes=[np.float64])(x).astype(x.dtype)
 
 
 def _int_or_true_div(a: Any, b: Any) -> Any:

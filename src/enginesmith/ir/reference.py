@@ -18,6 +18,7 @@ from enginesmith.ir.resample import resize
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 Sizes: TypeAlias = tuple[int, ...]
+Rounding: TypeAlias = Callable[[Array], Array]
 
 
 def run_graph(
@@ -35,10 +36,24 @@ def run_graph(
 
     for value in graph.inputs:
         arrays[id(value)] = _widen(arrays[id(value)], precision)
-    for node in graph.nodes:
+    for node, dead in zip(graph.nodes, last_reads(graph), strict=True):
         output = run_node(node, [read(v) for v in node.inputs], symbols)
         arrays[id(node.output)] = _widen(output, precision)
+        for value in dead:
+            del arrays[id(value)]
     return {v.name: read(v) for v in graph.outputs}
+
+
+def last_reads(graph: Graph) -> list[list[Value]]:
+    """For each node, what nobody needs after it: inputs that are read for the last time, outputs
+    that nobody reads. Constants and the graph's inputs and outputs are left out."""
+    kept = {id(v) for v in (*graph.inputs, *graph.outputs)}
+    found: list[list[Value]] = []
+    for node in reversed(graph.nodes):
+        dead = [v for v in (*node.inputs, *node.outputs) if id(v) not in kept and v.data is None]
+        found.append(list({id(v): v for v in dead}.values()))
+        kept.update(id(v) for v in dead)
+    return found[::-1]
 
 
 def symbols_from_feeds(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
@@ -72,11 +87,14 @@ def _widen(array: Array, precision: str) -> Array:
     return array.astype(np.float64) if widen else array
 
 
-def run_node(node: Node, inputs: Sequence[Array], symbols: Mapping[str, int]) -> Array:
-    """The node's output, of its type's dtype (double where float32 inputs came in double)."""
+def run_node(
+    node: Node, inputs: Sequence[Array], symbols: Mapping[str, int], factor: Rounding | None = None
+) -> Array:
+    """The node's output, of its type's dtype (double where float32 inputs came in double). factor:
+    see `evaluate`."""
     output = node.output.type
     shape = tuple(dims.evaluate(d, symbols) for d in output.shape)
-    result = evaluate(node.op, node.attrs, inputs, shape, output.dtype, symbols)
+    result = evaluate(node.op, node.attrs, inputs, shape, output.dtype, symbols, factor)
     if result.shape != shape:
         raise ValueError(f"{node.output.name}: computed {result.shape}, the type says {shape}")
     doubled = output.dtype == "float32" and result.dtype == np.float64
@@ -90,8 +108,11 @@ def evaluate(
     shape: Sizes,
     dtype: str,
     symbols: Mapping[str, int],
+    factor: Rounding | None = None,
 ) -> Array:
-    """One operator on arrays; `shape`, `dtype`: of the output."""
+    """One operator on arrays; `shape`, `dtype`: of the output. factor: what becomes of the factors
+    that convolutions and attention multiply but don't read from memory: results of a prologue, and
+    weights of attention."""
     with np.errstate(all="ignore"):
         if op == "pointwise":
             return np.broadcast_to(expr.evaluate(attrs.expr, inputs), shape)  # type: ignore[union-attr]
@@ -109,7 +130,11 @@ def evaluate(
                 [operands[0], *extras[count:]],
             )
             extras = extras[:count]
-        if op in _NEEDS_OUTPUT:
+        if op == "conv" and factor is not None:
+            operands[0] = factor(operands[0])
+        if op == "attention":
+            result = _attention(attrs, operands, factor)
+        elif op in _NEEDS_OUTPUT:
             result = _NEEDS_OUTPUT[op](attrs, shape, dtype, symbols, *operands)
         else:
             result = _PLAIN[op](attrs, *operands)
@@ -126,12 +151,13 @@ def _conv(a: Any, x: Array, w: Array) -> Array:
     (sh, sw), (dh, dw), g = a.strides, a.dilations, a.groups
     oh, ow = (h - dh * (kh - 1) - 1) // sh + 1, (width - dw * (kw - 1) - 1) // sw + 1
     weights = w.reshape(g, oc // g, group_channels, kh, kw)
+    product = np.multiply if group_channels == 1 else np.matmul  # many 1x1 products are slow
     total = np.zeros((n, g, oc // g, oh * ow), np.result_type(x, w))
     for i in range(kh):
         for j in range(kw):
             tap = x[:, :, i * dh : i * dh + sh * (oh - 1) + 1 : sh]
             tap = tap[..., j * dw : j * dw + sw * (ow - 1) + 1 : sw]
-            total += weights[..., i, j] @ tap.reshape(n, g, c // g, oh * ow)
+            total += product(weights[..., i, j], tap.reshape(n, g, c // g, oh * ow))
     return total.reshape(n, oc, oh, ow)
 
 
@@ -162,7 +188,9 @@ def _matmul(attrs: Any, a: Array, b: Array) -> Array:
     return np.asarray(np.matmul(a, b))
 
 
-def _attention(attrs: Any, q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+def _attention(attrs: Any, operands: Sequence[Array], factor: Rounding | None) -> Array:
+    q, k, v = operands[:3]
+    mask = operands[3] if len(operands) > 3 else None
     scores = attrs.scale * (q @ np.swapaxes(k, -1, -2))
     if mask is not None:
         scores = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask
@@ -170,6 +198,8 @@ def _attention(attrs: Any, q: Array, k: Array, v: Array, mask: Array | None = No
         scores = np.where(np.tri(*scores.shape[-2:]).astype(bool), scores, -np.inf)
     hidden = np.isneginf(scores).all(-1, keepdims=True)
     weights = np.where(hidden, 0, _softmax_along(scores, -1))
+    if factor is not None:
+        weights = factor(weights)
     return (weights @ v).astype(q.dtype)
 
 
@@ -325,7 +355,6 @@ _PLAIN: dict[str, Callable[..., Array]] = {
     "conv": _conv,
     "conv_transpose": _conv_transpose,
     "matmul": _matmul,
-    "attention": _attention,
     "reduce": _reduce,
     "softmax": _softmax,
     "normalization": _normalization,

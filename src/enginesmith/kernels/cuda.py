@@ -1,6 +1,6 @@
 """What CUDA kernels share: the text of a tactic, its launches and how their arguments are passed.
 
-The ABI of a kernel:
+The ABI of a kernel in CUDA C++:
 
     extern "C" __global__ void NAME(T0 *p0, T1 *p1, ..., char *workspace, int v0, int v1, ...,
                                     const __grid_constant__ TensorMap m0, ...)
@@ -15,6 +15,13 @@ Every thread of every kernel calls `grid_wait()` before it touches an operand th
 (constants may be read before), and `grid_launch()` where the next kernel may begin to be set up
 (see codegen/cuda_prelude.py): launches of a plan overlap.
 
+A kernel in Triton's Python (`CudaSource.triton`) is one function NAME with the same parameters, so
+it has one launch. The compiler chooses its dynamic shared memory and adds parameters that its code
+doesn't read: two pointers at the end, and after a tensor map its sizes and strides. Whatever is
+passed in eight bytes or more serves (see `unread`).
+
+A tactic can also be the call of a library that the runtime makes: a `LibrarySource`.
+
 No tensor has 2^31 elements or more (the runtime refuses such shapes), so indices are ints.
 """
 
@@ -24,9 +31,10 @@ import hashlib
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 from enginesmith.kernels.base import Size
+from enginesmith.plan.plan import Product
 
 Grid: TypeAlias = tuple[Size, Size, Size]
 
@@ -70,25 +78,105 @@ class Launch:
     maps: tuple[TensorMap, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class TritonForm:
+    """What Triton's compiler is told besides the text.
+
+    parameters: of the function, in order: the type as Triton writes it ("*fp16", "i32", and last
+    "tensordesc<fp16[128, 64]>") and what its value (a pointer's: address) is a multiple of, a power
+    of two. warps: of a block; stages: of software pipelines.
+    """
+
+    parameters: tuple[tuple[str, int], ...]
+    warps: int
+    stages: int
+
+
+SCRATCH = 2
+"""Pointers that Triton's compiler adds at the end: to memory that none of our kernels asks for."""
+
+
+def unread(
+    values: tuple[Size, ...], maps: tuple[TensorMap, ...]
+) -> tuple[tuple[Size, ...], tuple[TensorMap, ...]]:
+    """`values` and `maps` of a launch in Triton, with those that stand in the place of what its
+    code doesn't read: zeros, or where maps follow, which come last, each map again."""
+    if not maps:
+        return (*values, *(0,) * SCRATCH), ()
+    expanded = [m for m in maps for _ in range(1 + 2 * len(m.sizes))]
+    return values, (*expanded, *maps[-1:] * SCRATCH)
+
+
 @dataclass(frozen=True)
 class CudaSource:
-    """CUDA C++ whose kernels are called NAME + suffix, and how to launch them in order.
+    """CUDA C++ whose kernels are called NAME + suffix (or Triton's Python, one function NAME), and
+    how to launch them in order.
 
     workspace: bytes. cleared: so many of its first bytes are zero before the first run of each size
-    and must be left zero by each run (counters of split sums).
+    and must be left zero by each run (counters of split sums). triton: None for CUDA C++; its
+    launch's `shared` is known once it is compiled (see toolchain/triton_aot.py).
     """
 
     text: str
     launches: tuple[Launch, ...]
     workspace: Size = 0
     cleared: Size = 0
+    triton: TritonForm | None = None
 
     @cached_property
     def name(self) -> str:
         """The kernels' common name: stable, made from the text."""
-        return "k_" + hashlib.sha256(self.text.encode()).hexdigest()[:16]
+        text = self.text if self.triton is None else f"{self.text}{self.triton}"
+        return "k_" + hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property
     def code(self) -> str:
         """The text with NAME replaced."""
         return re.sub(r"\bNAME(?=\b|_)", self.name, self.text)
+
+
+@dataclass(frozen=True)
+class LibrarySource:
+    """Matrix products that cuBLASLt computes, instead of kernels.
+
+    product: in sizes over d0, d1, ...; operands: the problem's operands that are its a, b, c, d
+    and, if it has one, bias. choice: which algorithm, as a position in the list that the heuristic
+    of the library's `version` gives at the sizes `hint`. The algorithm's bytes take the place of
+    machine code (see toolchain/cublas.py).
+    """
+
+    product: Product
+    operands: tuple[int, ...]
+    choice: int
+    hint: tuple[int, ...]
+    version: int
+
+    CHOICES: ClassVar[int] = 5
+    """How many algorithms are asked for."""
+
+    WORKSPACE: ClassVar[int] = 32 << 20
+    """Bytes that an algorithm may take."""
+
+    @cached_property
+    def name(self) -> str:
+        """What it is called in the plan: stable, made from what it computes."""
+        return "cublaslt_" + hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+
+    @cached_property
+    def code(self) -> str:
+        """What a reader of the plan sees in the place of a kernel's text."""
+        p = self.product
+        terms = [f"{p.scale:g} * op(a) @ op(b)", *(["c"] * p.added), *(["bias"] * p.biased)]
+        lines = [
+            f"cublasLtMatmul, algorithm {self.choice} in the list of version {self.version}",
+            f"d = {p.activation}({' + '.join(terms)})" if p.activation != "none"
+            else f"d = {' + '.join(terms)}",
+            f"{p.count} products in {'TF32' if p.tf32 else 'full precision'}, sums in float32; "
+            "matrices are column-major",
+        ]  # fmt: skip
+        for label, m, flip in zip("abcd", (p.a, p.b, p.c, p.d), (*p.transposed, 0, 0), strict=True):
+            lines.append(
+                f"{label}: {m.dtype}, {m.rows} x {m.columns}, columns {m.leading} apart, matrices "
+                f"{m.stride} apart{', transposed' if flip else ''}"
+            )
+        return "\n".join(lines) + "\n"

@@ -255,7 +255,9 @@ class Finish:
     """C++ text by which a thread finishes its part of a tile: `epilogue.vector` columns from
     `column` on, in `each` rows `step` apart from `first` on, as far as they are among the tile's
     `rows`. first, column: C++, counted from the tile's origin. sums: C++ that adds row number
-    r0 + r of the thread to `float sum[vector]`; unroll: r0 must be known when compiled."""
+    r0 + r of the thread to `float sum[vector]`; unroll: r0 must be known when compiled. mapped: a
+    C++ function from the tile's rows to the matrix's (-1: there is none), "" if they are the
+    same."""
 
     epilogue: Epilogue
     rows: int
@@ -265,6 +267,7 @@ class Finish:
     column: str
     sums: str
     unroll: bool = False
+    mapped: str = ""
 
     @property
     def ahead(self) -> int:
@@ -291,10 +294,18 @@ Fetched f_own[{self.ahead}];
         if not self.epilogue.moving:
             return ""
         return f"""\
-UNROLL for (int r = 0; r < {self.ahead}; r++) if (({first} + r) * {self.step} < f_rows) {{
-  const int row = f_row + ({first} + r) * {self.step};
+UNROLL for (int r = 0; r < {self.ahead}; r++) {self._if_row(f"{first} + r")} {{
 {self.epilogue.fetch("f_own[r]", "row", "f_column")}}}
 """
+
+    def _if_row(self, number: str) -> str:
+        """C++: a condition for `row`, the matrix's, of this thread's row `number`."""
+        steps = f"({number}) * {self.step}"
+        row = f"f_row + {steps}"
+        if self.mapped:
+            row = f"{steps} < f_rows ? {self.mapped}({row}) : -1"
+            return f"if (const int row = {row}; row >= 0)"
+        return f"if (const int row = {row}; {steps} < f_rows)"
 
     def store(self) -> str:
         """After `fetch`, when the sums are complete: finishes and stores."""
@@ -303,8 +314,7 @@ UNROLL for (int r = 0; r < {self.ahead}; r++) if (({first} + r) * {self.step} < 
             more = f"if (r0) {{\n{again}}}\n"
         return f"""\
 {"UNROLL " if self.unroll else ""}for (int r0 = 0; r0 < {self.each}; r0 += {self.ahead}) {{
-{more}UNROLL for (int r = 0; r < {self.ahead}; r++) if ((r0 + r) * {self.step} < f_rows) {{
-  const int row = f_row + (r0 + r) * {self.step};
+{more}UNROLL for (int r = 0; r < {self.ahead}; r++) {self._if_row("r0 + r")} {{
   float sum[{self.epilogue.vector}] = {{}};
 {self.sums}{self.epilogue.store("sum", "f_own[r]", "row", "f_column")}}}
 }}
@@ -313,7 +323,7 @@ UNROLL for (int r = 0; r < {self.ahead}; r++) if (({first} + r) * {self.step} < 
 
 def finish_shared(
     epilogue: Epilogue, pointer: str, rows: int, columns: int, threads: int, pitch: int,
-    layers: int = 1, layer: int = 0,
+    layers: int = 1, layer: int = 0, mapped: str = "",
 ) -> Finish:  # fmt: skip
     """Of sums in memory at `pointer` (C++, const float *), rows `pitch` floats apart, a multiple of
     4: neighbouring threads take neighbouring columns. layers: partial sums to be added, `layer`
@@ -330,4 +340,5 @@ def finish_shared(
       UNROLL for (int j = 0; j < {width}; j++) sum[i + j] += part.v[j];
     }}
 """
-    return Finish(epilogue, rows, f"tid / {groups}", step, -(-rows // step), column, sums)
+    first, each = f"tid / {groups}", -(-rows // step)
+    return Finish(epilogue, rows, first, step, each, column, sums, mapped=mapped)

@@ -2,9 +2,11 @@
 
 A loader writes C++ that copies one k-tile of an operand after the other: `setup` declares where
 this thread reads, `load` issues the copies of the next k-tile to `char *to` and steps on, and
-`place`, for tiles that go through registers, stores what `load` has fetched. Tiles lie in shared
-memory as rows whose 16-byte chunks are permuted (`swizzled`), so that the eight rows of a matrix
-fragment are in different banks:
+`place`, for tiles that go through registers, stores what `load` has fetched. `mapped` is a C++
+function from a row of the product to the row of the results, "" if they are the same.
+
+Tiles lie in shared memory as rows whose 16-byte chunks are permuted (`swizzled`), so that the eight
+rows of a matrix fragment are in different banks:
 
     by rows      [row][k]       k is consecutive; `Packed` and `Rows`
     by columns   [k][column]    the other axis is consecutive; `Columns`
@@ -100,6 +102,7 @@ class Packed:
     early: ClassVar[bool] = True
     functions: ClassVar[str] = ""
     place: ClassVar[str] = ""
+    mapped: ClassVar[str] = ""
 
     def setup(self, values: Values) -> str:
         n = self.tile.name
@@ -166,6 +169,7 @@ class Rows:
     """Rows lie in the order of `turned_row`."""
     early: ClassVar[bool] = False
     by_rows: ClassVar[bool] = True
+    mapped: ClassVar[str] = ""
 
     @property
     def held(self) -> bool:
@@ -393,6 +397,7 @@ class Columns:
     early: ClassVar[bool] = False
     by_rows: ClassVar[bool] = False
     functions: ClassVar[str] = ""
+    mapped: ClassVar[str] = ""
 
     @property
     def held(self) -> bool:

@@ -16,7 +16,10 @@ Few results with a deep k would leave most multiprocessors idle. So k can be cut
 Weights don't depend on the kernels before: their first tiles are requested before `grid_wait`.
 
 float32 is multiplied as three products of TF32 numbers, a = high + low (see "3xTF32" in CUTLASS):
-errors are some 2^-22 of the operands' product.
+errors are some 2^-22 of the operands' product. What tensor cores add up is rounded towards zero, so
+they only add these three; the sums over k are ordinary additions (Ootomo and Yokota 2022), without
+which sums over 18,432 positive terms were off by 1e-4. Where the problem allows it (`tf32`), it is
+one product of numbers rounded to TF32: errors are some 2^-11.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from enginesmith.kernels.cuda import CudaSource, Launch
 from enginesmith.kernels.cuda_nest import factor, kernel_head
 from enginesmith.kernels.tile import Epilogue, Finish, Roles, finish_shared
 from enginesmith.kernels.tile_loads import SWIZZLE, Loader, Tile
+from enginesmith.kernels.tile_patch import Patch
 
 TYPES = ("float16", "bfloat16", "float32")
 """What is multiplied."""
@@ -42,7 +46,8 @@ SOON = 32
 @dataclass(frozen=True, slots=True)
 class Shape:
     """Of a block: see the module. warps: along rows, columns and k; depth: bytes of a k-tile along
-    k, 64 or 128."""
+    k, 64 or 128. patch: bytes of a patch that all `taps` k-tiles of its channels read (see
+    `tile_patch`), 0 if a comes through the ring; patches: so many are in shared memory."""
 
     rows: int
     columns: int
@@ -51,6 +56,9 @@ class Shape:
     stages: int
     split: int = 1
     cluster: bool = False
+    patch: int = 0
+    taps: int = 1
+    patches: int = 0
 
     @property
     def threads(self) -> int:
@@ -89,9 +97,19 @@ class Shape:
         return self.split * self.warps[2] == 1
 
     @property
+    def stage(self) -> int:
+        """Bytes of a stage of the ring."""
+        return (self.columns if self.patch else self.rows + self.columns) * self.depth
+
+    @property
     def ring(self) -> int:
-        """Bytes of the k-tiles."""
-        return self.stages * (self.rows + self.columns) * self.depth
+        """Bytes of the k-tiles, and of patches behind them."""
+        return self.stages * self.stage + self.patches * self.patch
+
+    @property
+    def copied(self) -> float:
+        """Bytes copied per k-tile."""
+        return self.stage + self.patch / self.taps
 
     @property
     def shared(self) -> int:
@@ -137,13 +155,15 @@ class Product:
 
     problem: Problem
     shape: Shape
-    a: Loader
+    a: Loader | Patch
     b: Loader
     epilogue: Epilogue
     values: Roles
     sizes: tuple[Size, Size, Size]
     """m, n, k."""
     batch: Size
+    tf32: bool
+    """float32 is multiplied as one product of TF32 numbers instead of three."""
 
     def source(self) -> CudaSource:
         """The kernel and its launch."""
@@ -180,8 +200,8 @@ class Product:
 
     def _body(self) -> str:
         s, v = self.shape, self.values
-        a_bytes, b_bytes = s.rows * s.depth, s.columns * s.depth
-        stage, ahead = a_bytes + b_bytes, s.stages - 1
+        stage, ahead = s.stage, s.stages - 1
+        a_bytes = stage - s.columns * s.depth
         wm, wn, _ = s.warps
         m_size, n_size, k_size = (v.value(x) for x in self.sizes)
         bk = s.depth // ITEMSIZE[self.a.tile.dtype]
@@ -196,6 +216,9 @@ class Product:
             if x.place
         )
         begin, fetch, end = self._finish()
+        a_now, advance = f"shared + from * {stage}", ""
+        if isinstance(self.a, Patch):
+            a_now, advance = self.a.now, self.a.advance
         return f"""\
 grid_launch();
 {"cluster_arrive();" if s.cluster else ""}
@@ -228,15 +251,15 @@ for (int t = first; t < last; t++) {{
     load_b(shared + into * {stage} + {a_bytes});
   }}
   cp_async_commit();
-  multiply(shared + from * {stage}, shared + from * {stage} + {a_bytes});
-  {place_next}from = from == {ahead} ? 0 : from + 1;
+  multiply({a_now}, shared + from * {stage} + {a_bytes});
+  {advance}{place_next}from = from == {ahead} ? 0 : from + 1;
   into = into == {ahead} ? 0 : into + 1;
 }}
 cp_async_wait<0>();
 
 {end}"""
 
-    def _loader(self, loader: Loader) -> str:
+    def _loader(self, loader: Loader | Patch) -> str:
         name = loader.tile.name
         text = loader.setup(self.values)
         text += f"auto load_{name} = [&](char *to) {{\n{loader.load(self.values)}}};\n"
@@ -244,7 +267,7 @@ cp_async_wait<0>();
             text += f"auto place_{name} = [&](char *to) {{\n{loader.place}}};\n"
         return text
 
-    def _fill(self, loader: Loader, stage: int, offset: int) -> str:
+    def _fill(self, loader: Loader | Patch, stage: int, offset: int) -> str:
         """Brings k-tile `s` of the first ones."""
         to = f"shared + s * {stage} + {offset}"
         placed = f"place_{loader.tile.name}({to}); " if loader.place else ""
@@ -258,7 +281,9 @@ cp_async_wait<0>();
         s, dtype = self.shape, self.a.tile.dtype
         (wm, wn, wk), steps = s.warps, s.depth // 32
         mi, nj = s.rows // wm // 16, s.columns // wn // 8
-        products = _THREE_PRODUCTS if dtype == "float32" else _PRODUCTS
+        products = _PRODUCTS
+        if dtype == "float32":
+            products = _ROUNDED + _PRODUCTS if self.tf32 else _THREE_PRODUCTS
         return f"""\
 float sums[{mi}][{nj}][4] = {{}};
 auto fragments_a = [&](const char *a, int step, uint32_t (&x)[{mi}][4]) {{
@@ -286,7 +311,8 @@ auto multiply = [&](const char *a, const char *b) {{
         row = f"warp_m * {s.rows // s.warps[0]} + i * 16"
         each = f"  UNROLL for (int i = 0; i < {mi}; i++) "
         if self.a.by_rows:
-            at = f"swizzled<{s.depth}>({row} + lane % 16, step * 2 + lane / 16)"
+            own = self.a.row if isinstance(self.a, Patch) else f"{row} + lane % 16"
+            at = f"swizzled<{s.depth}>({own}, step * 2 + lane / 16)"
             return f"{each}ldmatrix_x4(x[i], a + {at});\n"
         if t.dtype != "float32":
             at = (
@@ -361,6 +387,7 @@ auto multiply = [&](const char *a, const char *b) {{
         return Finish(
             self.epilogue, self.shape.rows, f"warp_m * {rows} + lane / 4", 8, rows // 8,
             f"warp_n * {columns} + {group * 32} + lane % 4 * 8", sums, unroll=True,
+            mapped=self.a.mapped,
         )  # fmt: skip
 
     @property
@@ -374,7 +401,15 @@ auto multiply = [&](const char *a, const char *b) {{
         s, wk = self.shape, self.shape.warps[2]
         layer = s.rows * self.pitch
         finish = finish_shared(
-            self.epilogue, "all", s.rows, s.columns, s.threads, self.pitch, wk, layer
+            self.epilogue,
+            "all",
+            s.rows,
+            s.columns,
+            s.threads,
+            self.pitch,
+            wk,
+            layer,
+            self.a.mapped,
         )
         exchange = f"""\
 __syncthreads();
@@ -390,7 +425,15 @@ __syncthreads();
         rows = s.rows // s.split
         layer = rows * self.pitch
         finish = finish_shared(
-            self.epilogue, "all", rows, s.columns, s.threads, self.pitch, s.split * wk, layer
+            self.epilogue,
+            "all",
+            rows,
+            s.columns,
+            s.threads,
+            self.pitch,
+            s.split * wk,
+            layer,
+            self.a.mapped,
         )
         to = f"""const uint32_t to = cluster_address(
       all + (part * {wk} + warp_k) * {layer} + row % {rows} * {self.pitch}, row / {rows});"""
@@ -406,7 +449,15 @@ cluster_wait();
         s, layers = self.shape, self.shape.split * self.shape.warps[2]
         tile = s.rows * s.columns
         finish = finish_shared(
-            self.epilogue, "all", s.rows, s.columns, s.threads, s.columns, layers, tile
+            self.epilogue,
+            "all",
+            s.rows,
+            s.columns,
+            s.threads,
+            s.columns,
+            layers,
+            tile,
+            self.a.mapped,
         )
         to = f"float *const to = own + row * {s.columns};"
         exchange = f"""\
@@ -461,6 +512,10 @@ template <int N> DEVICE void split(uint32_t (&x)[N], uint32_t (&low)[N]) {
     low[i] = __float_as_uint(to_tf32(whole - high));
   }
 }
+/* x becomes the nearest TF32 numbers. */
+template <int N> DEVICE void round_tf32(uint32_t (&x)[N]) {
+  UNROLL for (int i = 0; i < N; i++) x[i] = __float_as_uint(to_tf32(__uint_as_float(x[i])));
+}
 """
 
 
@@ -469,14 +524,21 @@ _PRODUCTS = """\
       UNROLL for (int j = 0; j < {nj}; j++) mma(sums[i][j], x[now][i], y[now][j], Tag<{kind}>());
 """
 
+_ROUNDED = """\
+    UNROLL for (int i = 0; i < {mi}; i++) round_tf32(x[now][i]);
+    UNROLL for (int j = 0; j < {nj}; j++) round_tf32(y[now][j]);
+"""
+
 _THREE_PRODUCTS = """\
     uint32_t x_low[{mi}][4], y_low[{nj}][2];
     UNROLL for (int i = 0; i < {mi}; i++) split(x[now][i], x_low[i]);
     UNROLL for (int j = 0; j < {nj}; j++) split(y[now][j], y_low[j]);
     UNROLL for (int i = 0; i < {mi}; i++)
-      UNROLL for (int j = 0; j < {nj}; j++) mma(sums[i][j], x_low[i], y[now][j], Tag<float>());
-    UNROLL for (int i = 0; i < {mi}; i++)
-      UNROLL for (int j = 0; j < {nj}; j++) mma(sums[i][j], x[now][i], y_low[j], Tag<float>());
-    UNROLL for (int i = 0; i < {mi}; i++)
-      UNROLL for (int j = 0; j < {nj}; j++) mma(sums[i][j], x[now][i], y[now][j], Tag<float>());
+      UNROLL for (int j = 0; j < {nj}; j++) {{
+        float part[4] = {{}};  /* tensor cores cut off what doesn't fit next to a large sum */
+        mma(part, x_low[i], y[now][j], Tag<float>());
+        mma(part, x[now][i], y_low[j], Tag<float>());
+        mma(part, x[now][i], y[now][j], Tag<float>());
+        UNROLL for (int e = 0; e < 4; e++) sums[i][j][e] += part[e];
+      }}
 """

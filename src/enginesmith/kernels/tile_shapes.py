@@ -34,8 +34,9 @@ SPLITS = (1, 2, 4, 8)
 
 CANDIDATES = 14
 
-PRODUCT = {"float16": 7.0, "bfloat16": 7.0, "float32": 30.0}
-"""Cycles in which a quarter of a multiprocessor multiplies 16 rows, 8 columns and 32 bytes of k."""
+PRODUCT = {"float16": 7.0, "bfloat16": 7.0, "float32": 30.0, "tf32": 9.0}
+"""Cycles in which a quarter of a multiprocessor multiplies 16 rows, 8 columns and 32 bytes of k;
+"tf32": of float32 as one product."""
 
 COPIED = (30.0, 60.0)
 """Bytes a multiprocessor copies from the second-level cache per cycle, about: when all do, and at
@@ -43,10 +44,11 @@ most."""
 
 
 def shapes(
-    m: int, n: int, k: int, batch: int, dtype: str, vector: int, target: Target
+    m: int, n: int, k: int, batch: int, dtype: str, vector: int, target: Target, tf32: bool = False
 ) -> list[Shape]:
     """Candidates for m x n results of depth k, the fastest by the estimate first. vector: columns a
-    thread finishes at once."""
+    thread finishes at once; tf32: see `tile_mma.Product`."""
+    each = product_cycles(dtype, tf32)
     short = k * ITEMSIZE[dtype] <= 64
     found: list[tuple[float, Shape]] = []
     for (rows, columns, warps), split in product(TILES, SPLITS):
@@ -54,11 +56,17 @@ def shapes(
             Shape(rows, columns, warps, 64 if short else 128, 2, split), k, dtype, target
         )
         if shape is not None and fits(shape, dtype, vector):
-            found.append((cycles(shape, m, n, k, batch, dtype, target), shape))
+            cost = cycles(shape, m, n, k, batch, dtype, target, each)
+            found.append((cost, shape))
     found.sort(key=lambda item: item[0])
     best = [shape for _, shape in found[:CANDIDATES]]
     finer = (_staged(replace(s, depth=64), k, dtype, target) for s in best[:2])
     return list(dict.fromkeys([*best[: CANDIDATES - 2], *(s for s in finer if s is not None)]))
+
+
+def product_cycles(dtype: str, tf32: bool) -> float:
+    """The entry of `PRODUCT`."""
+    return PRODUCT["tf32" if tf32 else dtype]
 
 
 def fits(shape: Shape, dtype: str, vector: int) -> bool:
@@ -87,8 +95,10 @@ def _staged(base: Shape, k: int, dtype: str, target: Target) -> Shape | None:
     return None
 
 
-def cycles(s: Shape, m: int, n: int, k: int, batch: int, dtype: str, target: Target) -> float:
-    """The estimated time of the kernel."""
+def cycles(
+    s: Shape, m: int, n: int, k: int, batch: int, dtype: str, target: Target, each: float
+) -> float:
+    """The estimated time of the kernel. each: see `product_cycles`."""
     tiles = -(-m // s.rows) * -(-n // s.columns) * batch
     k_tiles = -(-k // (s.depth // ITEMSIZE[dtype]))
     steps = -(-k_tiles // s.split)
@@ -97,12 +107,12 @@ def cycles(s: Shape, m: int, n: int, k: int, batch: int, dtype: str, target: Tar
     rows, columns = s.warp
     warps = s.threads // 32
     # A warp's products of a k-tile, and what it waits for the rest of it.
-    products = rows // 16 * columns / 8 * (s.depth // 32 // s.warps[2]) * PRODUCT[dtype]
+    products = rows // 16 * columns / 8 * (s.depth // 32 // s.warps[2]) * each
     multiply = products * warps / 4
     alone = products * max(1, warps / 4) + 100
     together, most = COPIED
     busy = min(units, tiles * s.split)
-    copy = (s.rows + s.columns) * s.depth / min(most, together * units / max(1, busy))
+    copy = s.copied / min(most, together * units / max(1, busy))
     # What a block moves after its last product, and how long the slowest waits for it.
     results = s.rows * s.columns
     moved, wait = results / 8, 1500 + results / s.threads * 4

@@ -5,22 +5,26 @@ rounded when a kernel stores it (`Layout.held`). Held in half precision are all 
 the weights of convolutions, matmuls and tables. Not held are the graph's inputs and outputs, what
 only moves them (views of their memory), small constants such as biases, counted numbers (ranges,
 whose steps half precision would lose), and the values of `keep`.
+
+Some values go together (`layers`): what shares memory, and the factors that a kernel multiplies on
+tensor cores, which know no mixture. If one of them stays float32, so do the others, and the kernel
+multiplies in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 import numpy as np
 
 from enginesmith.ir.graph import Graph, Node, Value
-from enginesmith.ir.ops import LayoutAttrs
+from enginesmith.ir.ops import ConvAttrs, LayoutAttrs
 
 WEIGHT_SLOTS = {"conv": (1,), "conv_transpose": (1,), "matmul": (0, 1), "gather": (0,)}
 """Operands that are many and are multiplied or looked up."""
 
-FACTORS = {"conv": (0,), "conv_transpose": (0,), "matmul": (0, 1), "attention": (0, 1, 2)}
+FACTORS = {"conv": (0, 1), "conv_transpose": (0, 1), "matmul": (0, 1), "attention": (0, 1, 2)}
 """Operands of kernels for matrices, which should all be of one type."""
 
 LARGE = 1 << 14
@@ -51,9 +55,59 @@ def assign_precision(graph: Graph, held: str, keep: Collection[int] = ()) -> lis
             continue
         if value.data is not None and _largest(value.data) > LARGEST[held]:
             too_large.append(value)
-            continue
         value.type = replace(value.type, layout=replace(value.type.layout, held=held))
+    large = {id(v) for v in too_large}
+    for layer in layers(graph):
+        if not large.isdisjoint(map(id, layer)):
+            raise_to_float32(layer)
     return too_large
+
+
+def raise_to_float32(values: Iterable[Value]) -> None:
+    """Hold these values as what they are."""
+    for value in values:
+        value.type = replace(value.type, layout=replace(value.type.layout, held=""))
+
+
+def layers(graph: Graph) -> list[list[Value]]:
+    """The values held in another type than their own, in groups of which all or none can be raised,
+    in the graph's order."""
+    values = [v for v in graph.values() if v.type.layout.held]
+    parent = {id(v): id(v) for v in values}
+
+    def root(key: int) -> int:
+        while parent[key] != key:
+            parent[key] = key = parent[parent[key]]
+        return key
+
+    for node in graph.nodes:
+        tied = [root(id(v)) for v in _tied(node) if id(v) in parent]
+        for key in tied[1:]:
+            parent[root(key)] = root(tied[0])
+    found: dict[int, list[Value]] = {}
+    for value in values:
+        found.setdefault(root(id(value)), []).append(value)
+    return list(found.values())
+
+
+def _tied(node: Node) -> list[Value]:
+    """Values at a node that must be of one type."""
+    if node.op in MOVES:
+        return [node.inputs[0], node.output]
+    factors = [node.inputs[slot] for slot in FACTORS.get(node.op, ())]
+    if node.op == "attention":
+        return [*factors, node.output]  # kernels round scores to the type of all four
+    return [node.inputs[1], node.output] if depthwise(node) else factors
+
+
+def depthwise(node: Node) -> bool:
+    """A convolution with a kernel of its own for each channel: on GPUs it runs on CUDA cores, which
+    multiply all types as float32. Its weights are few, so they may go with the result."""
+    if node.op != "conv":
+        return False
+    assert isinstance(node.attrs, ConvAttrs)
+    out, group_in = node.inputs[1].shape[:2]
+    return bool(group_in == 1 and out == node.attrs.groups)
 
 
 def _copy_shared_outputs(graph: Graph) -> None:

@@ -3,10 +3,12 @@
     8 bytes              length of the header, little-endian
     header               JSON, padded with spaces so that the data starts at a multiple of 64
       __metadata__       format, version, plan (JSON text of every small field of Plan),
-                         header, weights, code, sources (SHA-256, see below)
+                         header, weights, code, sources, ptx, graph (SHA-256, see below)
       weights            U8, first in the data: 64-byte aligned, memory-mapped by `load`
-      code               U8, the shared object
-      sources            U8, JSON text: kernel name -> C text
+      code               U8, the shared object, or the machine code of a GPU's kernels
+      sources            U8, JSON text: kernel name -> C or CUDA C++ text
+      ptx                U8, see plan/ptx.py
+      graph              U8, see planner/carry.py
 
 Any safetensors reader can list it. The hash of a tensor is a tree of two levels (the SHA-256 of the
 SHA-256s of its 16 MiB pieces), so that threads share the work; that of the header is taken with its
@@ -36,7 +38,7 @@ from enginesmith.plan.plan import FORMAT_VERSION, Plan
 from enginesmith.plan.validate import validate
 
 FORMAT = "enginesmith-plan"
-TENSORS = ("weights", "code", "sources")
+TENSORS = ("weights", "code", "sources", "ptx", "graph")
 """In the order of their data."""
 MAX_HEADER = 100 << 20
 """Bytes; the limit of the safetensors format."""
@@ -57,7 +59,7 @@ def save(plan: Plan, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     sources = json.dumps(plan.sources, sort_keys=True, separators=(",", ":")).encode()
-    data: tuple[Data, ...] = (plan.weights, plan.code, sources)
+    data: tuple[Data, ...] = (plan.weights, plan.code, sources, plan.ptx, plan.graph)
     chunks = [_header(plan, data), *data]
     temporary = path.with_name(f".{path.name[:64]}-{secrets.token_hex(8)}.tmp")
     try:
@@ -111,13 +113,15 @@ def _parse(file: memoryview) -> Plan:
         raise PlanError(f"the header is damaged: other fields than a plan's; {REBUILD}")
     fields["sources"] = _json(data["sources"], "sources")
     values = {name: decode(KINDS[name], value, name) for name, value in fields.items()}
-    plan = Plan(**values, code=bytes(data["code"]), weights=data["weights"])
+    for name in ("weights", "ptx", "graph"):
+        values[name] = data[name]
+    plan = Plan(**values, code=bytes(data["code"]))
     validate(plan)
     return plan
 
 
 def _header(plan: Plan, data: Sequence[Data]) -> bytes:
-    fields = encode(replace(plan, sources={}, code=b"", weights=b""))
+    fields = encode(replace(plan, sources={}, code=b"", weights=b"", ptx=b"", graph=b""))
     for name in TENSORS:
         del fields[name]
     metadata = {

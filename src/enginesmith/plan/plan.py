@@ -11,9 +11,10 @@ and byte offsets); stamps: NULL, or room for len(steps)+1 time stamps in nanosec
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised on every incompatible change; a runtime reads plans of its own version alone."""
 
 
@@ -129,6 +130,77 @@ class KernelLaunch:
 
 
 @dataclass(frozen=True, slots=True)
+class Matrices:
+    """Column-major matrices as a library takes them: columns of `rows` dense elements, `leading`
+    elements apart; matrices `stride` elements apart (0: one for all). Sizes are ints or expressions
+    over the plan's symbols. alignment: bytes that the address is a multiple of."""
+
+    dtype: str
+    rows: int | str
+    columns: int | str
+    leading: int | str
+    stride: int | str
+    alignment: int
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """`count` products of matrices, as cuBLASLt computes them:
+
+        d = activation(scale * op(a) @ op(b) + c + bias)
+
+    op: transposed where `transposed` (of a, b) says so. Sums are float32's. added: there is a c of
+    d's type (else c is d, and isn't read); biased: there is a bias, a dense vector of d's type with
+    an element per row of d; activation: "none", "relu" or "gelu" (by tanh); tf32: float32 factors
+    may be rounded to TF32.
+    """
+
+    count: int | str
+    a: Matrices
+    b: Matrices
+    c: Matrices
+    d: Matrices
+    transposed: tuple[bool, bool]
+    scale: float
+    added: bool
+    biased: bool
+    activation: str
+    tf32: bool
+
+    def sized(self, size: Callable[[int | str], int | str]) -> Product:
+        """The same with every size replaced by size(it)."""
+
+        def matrices(m: Matrices) -> Matrices:
+            rows, columns, leading, stride = map(size, (m.rows, m.columns, m.leading, m.stride))
+            return Matrices(m.dtype, rows, columns, leading, stride, m.alignment)
+
+        a, b, c, d = map(matrices, (self.a, self.b, self.c, self.d))
+        return replace(self, count=size(self.count), a=a, b=b, c=c, d=d)
+
+
+@dataclass(frozen=True, slots=True)
+class LibraryCall:
+    """A step's call of cuBLASLt. It comes before the step's launches.
+
+    a, b, c, d: where the matrices lie; bias, workspace: at most one each. algorithm: what the
+    library was told to use (its 64 opaque bytes in hexadecimal), chosen by version `library` of it,
+    with `reserved` bytes of workspace.
+    """
+
+    step: int
+    product: Product
+    a: Address
+    b: Address
+    c: Address
+    d: Address
+    bias: tuple[Address, ...]
+    workspace: tuple[Address, ...]
+    reserved: int
+    algorithm: str
+    library: int
+
+
+@dataclass(frozen=True, slots=True)
 class Module:
     """The machine code of one kernel: `size` bytes of Plan.code from `offset` on."""
 
@@ -144,6 +216,7 @@ class Plan:
     name: str
     target: str
     precision: str
+    """"fp32", "tf32" (fp32 whose products may be rounded to TF32), "fp16" or "bf16"."""
     symbols: tuple[SymbolRange, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -160,6 +233,8 @@ class Plan:
     """The ONNX model's metadata_props."""
     launches: tuple[KernelLaunch, ...] = ()
     """The program of a plan for a GPU."""
+    calls: tuple[LibraryCall, ...] = ()
+    """Those of its steps that a library computes."""
     modules: tuple[Module, ...] = ()
     """Where each kernel's machine code is, of a plan for a GPU."""
     sources: dict[str, str] = field(default_factory=dict)
@@ -168,3 +243,7 @@ class Plan:
     """The shared object, or the modules of a plan for a GPU one after the other."""
     weights: bytes | memoryview = b""
     """Packed constants; every one 64-byte aligned."""
+    ptx: bytes | memoryview = b""
+    """For newer GPUs: the PTX of every kernel (see `plan/ptx.py`); empty where none runs it."""
+    graph: bytes | memoryview = b""
+    """Of a plan with untuned steps: what tuning starts from (see `planner/carry.py`)."""

@@ -12,7 +12,15 @@ ISAS = {"avx2": 8, "avx512": 16}
 
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
-"""NVIDIA GPU architectures a target can name (compute capability 8.0 and newer)."""
+"""NVIDIA GPU architectures a target can name (compute capability 8.0 and newer), the oldest
+first."""
+
+
+def nearest_architecture(arch: int) -> str | None:
+    """The best of ARCHITECTURES whose plans run on a GPU of this compute capability (times ten);
+    None for GPUs older than all."""
+    older = [isa for isa in ARCHITECTURES if int(isa.removeprefix("sm_")) <= arch]
+    return older[-1] if older else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from enginesmith.errors import PlanError
 from enginesmith.plan.expression import names_of
-from enginesmith.plan.plan import Address, KernelLaunch, Plan
+from enginesmith.plan.plan import Address, KernelLaunch, LibraryCall, Plan
 
 DTYPES = frozenset(
     {
@@ -15,6 +16,12 @@ DTYPES = frozenset(
     }
 )  # fmt: skip
 """Element types of inputs and outputs, by numpy name."""
+
+FACTORS = frozenset({"float16", "bfloat16", "float32"})
+"""Element types of the matrices of library calls."""
+
+ACTIVATIONS = frozenset({"none", "relu", "gelu"})
+"""Of library calls."""
 
 
 def validate(plan: Plan) -> None:
@@ -48,6 +55,8 @@ def validate(plan: Plan) -> None:
             raise _damaged(f"{where} has a slack of {buffer.slack}")
     for i, launch in enumerate(plan.launches):
         _launch(plan, launch, symbols, f"launch {i}")
+    for i, call in enumerate(plan.calls):
+        _call(plan, call, symbols, f"call {i}")
     for module in plan.modules:
         if not 0 <= module.offset <= module.offset + module.size <= len(plan.code):
             raise _damaged(f"the code of {module.kernel!r} lies outside of the plan's")
@@ -73,6 +82,27 @@ def _launch(plan: Plan, launch: KernelLaunch, symbols: list[str], where: str) ->
     addresses: list[Address] = [*launch.pointers, *(spec.base for spec in launch.maps)]
     _known((a.offset for a in addresses), symbols, where)
     if not all(0 <= a.buffer < len(plan.buffers) for a in addresses):
+        raise _damaged(f"{where} uses a buffer that the plan doesn't have")
+
+
+def _call(plan: Plan, call: LibraryCall, symbols: list[str], where: str) -> None:
+    product = call.product
+    if not 0 <= call.step < len(plan.steps):
+        raise _damaged(f"{where} belongs to step {call.step}")
+    if product.activation not in ACTIVATIONS:
+        raise _damaged(f"{where} has the unknown activation {product.activation!r}")
+    if len(call.bias) != product.biased or len(call.workspace) != (call.reserved > 0):
+        raise _damaged(f"{where} lacks its bias or workspace")
+    if not (re.fullmatch("[0-9a-f]{128}", call.algorithm) and call.reserved >= 0):
+        raise _damaged(f"{where} has no valid algorithm")
+    for matrices in (product.a, product.b, product.c, product.d):
+        sizes = (matrices.rows, matrices.columns, matrices.leading, matrices.stride)
+        _known((*sizes, product.count), symbols, where)
+        if matrices.dtype not in FACTORS or not 0 < matrices.alignment <= 1 << 16:
+            raise _damaged(f"{where} has matrices of {matrices.dtype!r}")
+    places = (call.a, call.b, call.c, call.d, *call.bias, *call.workspace)
+    _known((a.offset for a in places), symbols, where)
+    if not all(0 <= a.buffer < len(plan.buffers) for a in places):
         raise _damaged(f"{where} uses a buffer that the plan doesn't have")
 
 

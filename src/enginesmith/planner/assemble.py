@@ -19,8 +19,10 @@ from enginesmith.ir.dims import Dim
 from enginesmith.ir.graph import Graph, Value
 from enginesmith.kernels import FAMILIES
 from enginesmith.kernels.base import ITEMSIZE, KernelSource, Size
+from enginesmith.kernels.sources import OWN, candidates
 from enginesmith.plan.plan import Buffer, Plan, Step, SymbolRange, TensorSpec
 from enginesmith.plan.target import Target
+from enginesmith.planner.carry import pack_graph
 from enginesmith.planner.constraints import constraints
 from enginesmith.planner.lower import Lowered, Place
 from enginesmith.planner.storage import Storage
@@ -34,7 +36,8 @@ SLACK = 4096
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """All that `assemble` puts together."""
+    """All that `assemble` puts together. untuned: why steps weren't timed, if some weren't;
+    sources: of the tactics there were to choose from."""
 
     graph: Graph
     steps: Sequence[Lowered]
@@ -43,6 +46,8 @@ class Assembly:
     ranges: tuple[SymbolRange, ...]
     target: Target
     precision: str
+    untuned: str = "tuning was off"
+    sources: Sequence[str] = (OWN,)
 
 
 def assemble(parts: Assembly, cache: ArtifactCache) -> Plan:
@@ -72,10 +77,12 @@ class Assembler:
         self.blob_size = 0
         self.constants: dict[bytes, int] = {}
 
-    def plan(self, steps: Sequence[Step], **program: Any) -> Plan:
-        """The plan with these steps; `program`: the fields that differ between devices."""
+    def plan(self, steps: Sequence[Step], *notes: str, **program: Any) -> Plan:
+        """The plan with these steps; `program`: the fields that differ between devices, as do
+        `notes`."""
         parts = self.parts
         weights = aligned([*self.blob, bytes(SLACK)])
+        untuned = self.untuned()
         self.buffers[self.weights_buffer] = Buffer("weights", len(weights))
         return Plan(
             name=parts.graph.name,
@@ -87,10 +94,11 @@ class Assembler:
             buffers=tuple(self.buffers),
             steps=tuple(steps),
             constraints=constraints(parts.graph),
-            notes=self.notes(),
+            notes=(*parts.graph.notes, *self.untuned_notes(untuned), *notes),
             producer=f"enginesmith {_version()}",
             metadata=tuple(sorted(parts.graph.metadata.items())),
             weights=weights,
+            graph=pack_graph(parts.graph, self.constants) if untuned else b"",
             **program,
         )
 
@@ -154,21 +162,22 @@ class Assembler:
         names = {f"d{i}": d for i, d in enumerate(step.sizes)}
         return dims.substitute(dims.parse(size), names)
 
-    def notes(self) -> tuple[str, ...]:
-        untuned = [
-            i
-            for i, c in self.parts.choices.items()
-            if not c.timings and self.has_choice(self.parts.steps[i])
+    def untuned(self) -> int:
+        """How many steps were not timed though there is a choice."""
+        choices = self.parts.choices.items()
+        return sum(not c.timings and self.has_choice(self.parts.steps[i]) for i, c in choices)
+
+    def untuned_notes(self, untuned: int) -> list[str]:
+        if not untuned:
+            return []
+        return [
+            f"untuned: {untuned} of {len(self.parts.steps)} steps keep their heuristic tactic "
+            f"({self.parts.untuned}); run `enginesmith tune PLAN` where the plan will run"
         ]
-        notes = list(self.parts.graph.notes)
-        if untuned:
-            notes.append(
-                f"{len(untuned)} of {len(self.parts.steps)} steps are untuned (heuristics)"
-            )
-        return tuple(notes)
 
     def has_choice(self, step: Lowered) -> bool:
-        return len(self.families[step.family].tactics(step.problem, self.parts.target)) > 1
+        parts = self.parts
+        return len(candidates(step.family, step.problem, parts.target, parts.sources)) > 1
 
 
 class _CpuAssembler(Assembler):

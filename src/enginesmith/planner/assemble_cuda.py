@@ -6,58 +6,93 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from enginesmith.errors import BuildError
 from enginesmith.ir.dims import Dim
 from enginesmith.kernels.base import ITEMSIZE, Size
-from enginesmith.kernels.cuda import CudaSource, Launch, TensorMap
-from enginesmith.plan.plan import Address, Buffer, KernelLaunch, MapSpec, Module, Plan, Step
+from enginesmith.kernels.cuda import CudaSource, Launch, LibrarySource, TensorMap
+from enginesmith.plan.plan import (
+    Address,
+    Buffer,
+    KernelLaunch,
+    LibraryCall,
+    MapSpec,
+    Module,
+    Plan,
+    Step,
+)
+from enginesmith.plan.ptx import pack_ptx
 from enginesmith.planner.assemble import Assembler, plain
 from enginesmith.planner.lower import Lowered, Place
-from enginesmith.toolchain.nvrtc import compile_cubin
+from enginesmith.runtime.devices import cuda
+from enginesmith.runtime.devices.cublas import WORKSPACE_ALIGNMENT
+from enginesmith.toolchain import triton_aot
+from enginesmith.toolchain.cublas import choose_algorithm, unpack_algorithm
+from enginesmith.toolchain.nvrtc import compile_cubin, compile_ptx, runs_on_newer
 from enginesmith.tuner.tune import Choice
 
 
 class CudaAssembler(Assembler):
-    """One launch after the other; kernels that serve several steps are there once."""
+    """One launch or call after the other; kernels that serve several steps are there once."""
 
     def run(self) -> Plan:
         self.number_buffers()
         sources: dict[str, CudaSource] = {}
         launches: list[KernelLaunch] = []
+        calls: list[LibraryCall] = []
+        texts: dict[str, str] = {}
         steps: list[Step] = []
         for i, step in enumerate(self.parts.steps):
             choice = self.parts.choices[i]
             emit = self.families[step.family].emit
             source = emit(step.problem, choice.tactic, self.parts.target)
-            sources.setdefault(source.name, source)
-            launches += self.step(i, step, choice, source)
+            if isinstance(source, LibrarySource):
+                calls.append(self.call(i, step, choice, source))
+            else:
+                source = triton_aot.finished(source, self.parts.target, self.cache)
+                sources.setdefault(source.name, source)
+                launches += self.step(i, step, choice, source)
+            texts[source.name] = source.code
             steps.append(self.record(step, choice, source.name))
         binaries = self.compile_all(list(sources.values()))
         modules, end = [], 0
         for name, binary in zip(sources, binaries, strict=True):
             modules.append(Module(name, end, len(binary)))
             end += len(binary)
+        ptx, note = self.ptx(list(sources.values()))
         return self.plan(
             steps,
+            note,
             exprs=(),
             scratch=0,
             launches=tuple(launches),
+            calls=tuple(calls),
             modules=tuple(modules),
-            sources={name: s.code for name, s in sources.items()},
+            sources=texts,
             code=b"".join(binaries),
+            ptx=ptx,
         )
+
+    def ptx(self, sources: Sequence[CudaSource]) -> tuple[bytes, str]:
+        """The PTX of all kernels, if newer GPUs can run every one of them, and where the plan
+        runs."""
+        target = self.parts.target
+        specific = sum(not self.runs_on_newer(s) for s in sources)
+        if specific:
+            return b"", (
+                f"runs on {target.isa} alone: {specific} of {len(sources)} kernels use instructions"
+                " that newer GPUs lack"
+            )
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            texts = list(pool.map(lambda s: self.compile_ptx(s).decode(), sources))
+        names = (s.name for s in sources)
+        note = f"runs on {target.isa} and, compiled anew by their driver from PTX, on newer GPUs"
+        return pack_ptx(dict(zip(names, texts, strict=True))), note
 
     def step(
         self, index: int, step: Lowered, choice: Choice, source: CudaSource
     ) -> list[KernelLaunch]:
         """The launches of one step."""
-        packed = self.packed(step, choice)
-        pointers = []
-        for i, place in enumerate(step.places):
-            if isinstance(place, Place):
-                pointers.append(Address(self.numbers[id(place.storage)], plain(place.offset)))
-            else:
-                weight = self.weight(packed[i])
-                pointers.append(Address(weight.buffer, weight.offset))
+        pointers = self.addresses(step, choice)
         workspace = self.dim(step, source.workspace)
         if workspace != 0:
             # Counters that one run leaves to the next can't share memory with anything.
@@ -78,6 +113,48 @@ class CudaAssembler(Assembler):
             )
             for launch in source.launches
         ]
+
+    def call(self, index: int, step: Lowered, choice: Choice, source: LibrarySource) -> LibraryCall:
+        """The library call of one step. BuildError if the library doesn't know the product."""
+        binary = choose_algorithm(source, cuda.cuda_device())
+        if not binary:
+            raise BuildError(
+                f"node {', '.join(step.sources) or step.op}: cuBLASLt has no algorithm for "
+                f"{choice.tactic}; add 'cuda' to tactic_sources"
+            )
+        algorithm = unpack_algorithm(binary)
+        places = self.addresses(step, choice)
+        a, b, c, d, *bias = (places[i] for i in source.operands)
+        workspace = []
+        if algorithm.workspace:
+            workspace.append(Address(len(self.buffers), 0))
+            size = algorithm.workspace + WORKSPACE_ALIGNMENT
+            self.buffers.append(Buffer("arena", size, 0, index, index))
+        return LibraryCall(
+            step=index,
+            product=source.product.sized(lambda size: plain(self.dim(step, size))),
+            a=a,
+            b=b,
+            c=c,
+            d=d,
+            bias=tuple(bias),
+            workspace=tuple(workspace),
+            reserved=algorithm.workspace,
+            algorithm=algorithm.data.hex(),
+            library=source.version,
+        )
+
+    def addresses(self, step: Lowered, choice: Choice) -> list[Address]:
+        """Where the operands of a step lie, constants as its tactic reads them."""
+        packed = self.packed(step, choice)
+        found = []
+        for i, place in enumerate(step.places):
+            if isinstance(place, Place):
+                found.append(Address(self.numbers[id(place.storage)], plain(place.offset)))
+            else:
+                weight = self.weight(packed[i])
+                found.append(Address(weight.buffer, weight.offset))
+        return found
 
     def triple(self, step: Lowered, launch: Launch) -> tuple[int | str, int | str, int | str]:
         x, y, z = self.sizes(step, launch.grid)
@@ -103,6 +180,24 @@ class CudaAssembler(Assembler):
 
     def compile_all(self, sources: Sequence[CudaSource]) -> list[bytes]:
         """Their machine code, compiled side by side."""
-        target, cache = self.parts.target, self.cache
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            return list(pool.map(lambda s: compile_cubin(s.code, target, cache), sources))
+            return list(pool.map(self.compile_cubin, sources))
+
+    def compile_cubin(self, source: CudaSource) -> bytes:
+        target, cache = self.parts.target, self.cache
+        if source.triton is not None:
+            return triton_aot.compile_triton(source, target, cache).cubin
+        return compile_cubin(source.code, target, cache)
+
+    def compile_ptx(self, source: CudaSource) -> bytes:
+        target, cache = self.parts.target, self.cache
+        if source.triton is not None:
+            return triton_aot.compile_triton(source, target, cache).ptx
+        return compile_ptx(source.code, target, cache)
+
+    def runs_on_newer(self, source: CudaSource) -> bool:
+        """Whether newer GPUs can run the PTX of this kernel."""
+        target = self.parts.target
+        if source.triton is not None:
+            return triton_aot.runs_on_newer(target)
+        return runs_on_newer(source.code, target)

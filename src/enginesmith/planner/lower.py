@@ -55,12 +55,13 @@ class Lowered:
 @dataclass(slots=True)
 class Lowering:
     """Collects the operands and runtime sizes of one problem. aligned: operands say how their
-    addresses are aligned."""
+    addresses are aligned; tf32: products may round float32 to TF32."""
 
     plan: StoragePlan
     lanes: int
     typical: Mapping[str, int]
     aligned: bool = False
+    tf32: bool = False
     sizes: list[Dim] = field(default_factory=list)
     operands: list[Operand] = field(default_factory=list)
     places: list[Place | np.ndarray] = field(default_factory=list)
@@ -244,13 +245,13 @@ def _multiple(dim: Dim, known: Dim) -> tuple[int, int] | None:
 
 def lower(
     step: PlannedStep, plan: StoragePlan, lanes: int, typical: Mapping[str, int],
-    aligned: bool = False,
+    aligned: bool = False, tf32: bool = False,
 ) -> Lowered:  # fmt: skip
     """The problem of one step. typical: symbol values to tune for; aligned: say how operands are
-    aligned (kernels for GPUs ask)."""
+    aligned (kernels for GPUs ask); tf32: products may round float32 to TF32."""
     from enginesmith.planner.problems import LOWERINGS, lower_halo, lower_move
 
-    lowering = Lowering(plan, lanes, typical, aligned)
+    lowering = Lowering(plan, lanes, typical, aligned, tf32)
     if isinstance(step, ClearHalo):
         return lower_halo(lowering, step)
     if isinstance(step, Move):

@@ -108,7 +108,7 @@ def _conv(lowering: Lowering, node: Node) -> Lowered:
         "conv", ConvProblem, node.op, node.sources,
         strides=attrs.strides, pads=attrs.pads, dilations=attrs.dilations, groups=attrs.groups,
         transposed=isinstance(attrs, ConvTransposeAttrs), epilogue=attrs.epilogue or Arg(0),
-        prologue=prologue,
+        prologue=prologue, tf32=lowering.tf32,
     )  # fmt: skip
 
 
@@ -175,8 +175,9 @@ def _matmul(lowering: Lowering, node: Node) -> Lowered:
         lowering.broadcast(value, tuple(shape), dropped)
     lowering.view(View(view.storage, view.offset, tuple(strides)), tuple(shape), 0)
     return lowering.done(
-        "matmul", MatMulProblem, node.op, node.sources, epilogue=attrs.epilogue or Arg(0)
-    )
+        "matmul", MatMulProblem, node.op, node.sources,
+        epilogue=attrs.epilogue or Arg(0), tf32=lowering.tf32,
+    )  # fmt: skip
 
 
 def _factor(lowering: Lowering, value: Value, rank: int, swap: bool, column: bool) -> None:

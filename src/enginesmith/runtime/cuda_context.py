@@ -31,7 +31,7 @@ from enginesmith.runtime.context import IN_USE, Outputs, Pending, Stream
 from enginesmith.runtime.cuda_program import CudaProgram, Run, addresses_of
 from enginesmith.runtime.device_array import DeviceArray, as_device_array, new_array, on_device
 from enginesmith.runtime.devices.cuda import CudaDevice, DeviceMemory
-from enginesmith.runtime.feeds import Array, check_outputs, feed_error, gather
+from enginesmith.runtime.feeds import Array, StandIn, feed_error, gather, output_problems
 
 GRAPHS = 32
 """Graphs a context remembers."""
@@ -325,20 +325,16 @@ class CudaExecutionContext:
             return list(arrays), bound
         stand_ins: dict[str, Any] = {}
         found: dict[str, DeviceArray] = {}
-        problems = []
         for name, value in feeds.items():
             if not on_device(value):
                 stand_ins[name] = value
                 continue
             array, problem = as_device_array(self._device, value)
-            if array is None:
-                problems.append(f"input {name!r} {problem}; pass a contiguous copy")
-                continue
-            found[name] = array
-            # An array of this shape and type that occupies no memory stands in for the checks.
-            stand_ins[name] = np.broadcast_to(np.empty((), array.dtype), array.shape)
-        if problems:
-            raise feed_error(problems)
+            checked = None
+            if array is not None:
+                found[name] = array
+                checked = np.broadcast_to(np.empty((), array.dtype), array.shape)
+            stand_ins[name] = StandIn(checked, problem)
         arrays, bound = gather(self._plan.inputs, stand_ins, self._binder)
         named = zip(self._plan.inputs, arrays, strict=True)
         return [found.get(spec.name, array) for spec, array in named], bound
@@ -356,9 +352,7 @@ class CudaExecutionContext:
         host = {name: array for name, array in given.items() if not on_device(array)}
         inputs = [a for a in feeds if isinstance(a, np.ndarray)]
         taken = [a for a in feeds if isinstance(a, DeviceArray)]
-        if host:
-            check_outputs(self._plan.outputs, bound.outputs, host, inputs)
-        problems = []
+        problems = output_problems(self._plan.outputs, bound.outputs, host, inputs)
         shapes = zip(self._plan.outputs, bound.outputs, strict=True)
         expected = {spec.name: (spec.dtype, shape) for spec, shape in shapes}
         for name, value in given.items():
@@ -367,12 +361,15 @@ class CudaExecutionContext:
             array, problem = as_device_array(self._device, value)
             if name not in expected:
                 problems.append(f"there is no output {name!r}; the outputs are {list(expected)}")
-            elif array is None or (array.dtype.name, array.shape) != expected[name]:
-                dtype, shape = expected[name]
-                problem = problem or f"is {array and array.dtype} of shape {array and array.shape}"
+                continue
+            dtype, shape = expected[name]
+            faults = [problem.partition(";")[0]] if problem else []
+            if array is not None and (array.dtype.name, array.shape) != (dtype, shape):
+                faults.append(f"is {array.dtype} of shape {array.shape}")
+            if array is None or faults:
                 problems.append(
-                    f"the array for output {name!r} {problem}; it must be a C-contiguous array of "
-                    f"type {dtype} and shape {shape}"
+                    f"the array for output {name!r} {' and '.join(faults)}; it must be a "
+                    f"C-contiguous array of type {dtype} and shape {shape}"
                 )
             else:
                 facts = getattr(value, "__cuda_array_interface__", {"data": (0, False)})

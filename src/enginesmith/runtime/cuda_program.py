@@ -15,8 +15,11 @@ from enginesmith.errors import ContextError, DeviceError, PlanError
 from enginesmith.log import logger
 from enginesmith.plan.expression import Evaluator, compile_expression
 from enginesmith.plan.plan import KernelLaunch, MapSpec, Plan
+from enginesmith.plan.ptx import unpack_ptx
+from enginesmith.plan.target import ARCHITECTURES, nearest_architecture
 from enginesmith.runtime.binding import Bound, MisfitError
 from enginesmith.runtime.devices.cuda import CudaDevice, DeviceMemory
+from enginesmith.runtime.library_calls import LibraryCalls, ReadyCall
 
 LIMIT = 1 << 31
 """Kernels index with 32-bit ints."""
@@ -24,17 +27,49 @@ LIMIT = 1 << 31
 CLOSED = "the engine is closed; load or build it again"
 
 OVERLAPPING = 90
-"""Compute capability (times ten) from which on a kernel may be set up while others still run."""
+"""Compute capability (times ten) from which on a kernel may be set up while others still run: code
+for older ones doesn't wait for its predecessors, wherever it runs."""
 
 
-def check_gpu(plan: Plan, arch: int, name: str) -> None:
-    """PlanError unless a GPU of this architecture runs the plan."""
-    built = plan.target.partition(":")[2]
-    if built != f"sm_{arch}":
-        raise PlanError(
-            f"the plan was built for {plan.target}, and this GPU ({name}) is sm_{arch}; "
-            f"build the model again with target='cuda:sm_{arch}'"
+def architecture(plan: Plan) -> int:
+    """The compute capability (times ten) that a plan was built for. PlanError if it names none."""
+    text = plan.target.removeprefix("cuda:sm_")
+    if not (text.isascii() and text.isdigit() and len(text) <= 4):
+        raise PlanError(f"the plan is damaged: its target is {plan.target!r}; build it again")
+    return int(text)
+
+
+def check_gpu(plan: Plan, device: CudaDevice) -> None:
+    """PlanError unless this GPU runs the plan: of the architecture it was built for, or a newer one
+    if the plan has PTX, with as much shared memory as its kernels take."""
+    built, arch = architecture(plan), device.arch
+    problems = []
+    if arch < built:
+        problems.append("which is older")
+    elif arch > built and not len(plan.ptx):
+        problems.append(
+            f"for which the plan has no PTX (its kernels use what sm_{built} alone has)"
         )
+    if (
+        shared := max((launch.shared for launch in plan.launches), default=0)
+    ) > device.shared_limit:
+        problems.append(
+            f"where a block has {device.shared_limit >> 10} KiB of shared memory (the plan's "
+            f"kernels take up to {-(-shared >> 10)})"
+        )
+    if problems:
+        raise PlanError(
+            f"the plan was built for {plan.target}, and this GPU ({device.name}) is sm_{arch}, "
+            f"{' and '.join(problems)}; {rebuild(arch)}"
+        )
+
+
+def rebuild(arch: int) -> str:
+    """What to do for a GPU of this compute capability (times ten)."""
+    nearest = nearest_architecture(arch)
+    if nearest is None:
+        return f"GPUs older than {ARCHITECTURES[0]} are not supported: build with target='cpu'"
+    return f"build the model again with target='cuda:{nearest}'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +103,10 @@ class CudaProgram:
     """Modules, kernels and weights of a plan on one GPU; shared by the contexts of an engine."""
 
     def __init__(self, plan: Plan, device: CudaDevice) -> None:
-        check_gpu(plan, device.arch, device.name)
+        check_gpu(plan, device)
         self.plan, self.device = plan, device
+        self.overlaps = architecture(plan) >= OVERLAPPING
+        self._calls = LibraryCalls(plan, device)
         self.closed = False
         self.lost: DeviceError | None = None
         self._lock = threading.Lock()
@@ -77,6 +114,18 @@ class CudaProgram:
         self._modules: list[int] = []
         self._weights: DeviceMemory | None = None
         self._sizes = [compile_expression(buffer.size) for buffer in plan.buffers]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about the plan on this GPU."""
+        device = self.device
+        if device.arch == architecture(self.plan):
+            return self._calls.notes
+        return (
+            f"on this GPU ({device.name}, sm_{device.arch}) the driver compiles the plan's PTX, "
+            f"made and chosen for {self.plan.target}; for full speed, {rebuild(device.arch)}",
+            *self._calls.notes,
+        )
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -111,13 +160,26 @@ class CudaProgram:
             assert self._weights is not None
             return self._launches, self._weights
 
-    def _load_kernels(self) -> list[_Launch]:
+    def _binaries(self) -> Iterator[tuple[str, bytes]]:
+        """What each kernel is loaded from: its machine code, or PTX on newer GPUs."""
         plan, code = self.plan, memoryview(self.plan.code)
-        modules: dict[str, int] = {}
+        if self.device.arch == architecture(plan):
+            for part in plan.modules:
+                yield part.kernel, bytes(code[part.offset : part.offset + part.size])
+            return
+        logger.info(self.notes[0])
+        texts = unpack_ptx(plan.ptx)
+        if lost := sorted({part.kernel for part in plan.modules} - texts.keys()):
+            raise PlanError(f"the plan is damaged: it lacks the PTX of {lost}; build it again")
         for part in plan.modules:
-            binary = bytes(code[part.offset : part.offset + part.size])
-            modules[part.kernel] = self.device.module(binary)
-        self._modules = list(modules.values())
+            yield part.kernel, texts[part.kernel].encode() + b"\0"
+
+    def _load_kernels(self) -> list[_Launch]:
+        plan = self.plan
+        modules: dict[str, int] = {}
+        for kernel, binary in self._binaries():
+            modules[kernel] = self.device.module(binary)
+            self._modules.append(modules[kernel])
         shared: dict[str, int] = {}
         for launch in plan.launches:
             shared[launch.kernel] = max(shared.get(launch.kernel, 0), launch.shared)
@@ -153,7 +215,8 @@ class CudaProgram:
     def run_of(self, bound: Bound, base: Sequence[int]) -> Run:
         """Everything to launch for these shapes, with buffer i of the plan at base[i]."""
         launches, _ = self.load()
-        return Run(self.device, launches, bound.symbols, base)
+        calls = self._calls.ready(bound.symbols, base)
+        return Run(self.device, launches, calls, bound.symbols, base, self.overlaps)
 
     def close(self) -> None:
         """Unload code and weights. Not during a run."""
@@ -183,18 +246,21 @@ class _Ready:
 
 
 class Run:
-    """The launches of a plan for one set of shapes and addresses."""
+    """The launches and library calls of a plan for one set of shapes and addresses."""
 
     def __init__(
-        self, device: CudaDevice, launches: Sequence[_Launch], values: Mapping[str, int],
-        base: Sequence[int],
+        self, device: CudaDevice, launches: Sequence[_Launch], calls: Sequence[ReadyCall],
+        values: Mapping[str, int], base: Sequence[int], overlaps: bool,
     ) -> None:  # fmt: skip
-        self._device = device
-        self._ready: list[_Ready] = []
+        """overlaps: the kernels wait for those before them themselves."""
+        self._device, self._overlaps = device, overlaps
+        ready: list[_Ready | ReadyCall] = [*calls]
         for item in launches:
             grid = tuple(size(values) for size in item.grid)
             if min(grid) > 0:
-                self._ready.append(self._prepare(item, grid, values, base))
+                ready.append(self._prepare(item, grid, values, base))
+        # A step's calls stay before its launches.
+        self._ready = sorted(ready, key=lambda item: item.step)
 
     def _prepare(
         self, item: _Launch, grid: tuple[int, ...], values: Mapping[str, int], base: Sequence[int]
@@ -221,18 +287,23 @@ class Run:
     def issue(self, stream: int, stamps: Sequence[int] = ()) -> None:
         """Launch everything on the stream. stamps: events, one more than the plan has steps, to be
         recorded before the first and after each step (then steps don't overlap)."""
-        device, overlap = self._device, self._device.arch >= OVERLAPPING and not stamps
-        recorded = 0
+        device, overlap = self._device, self._overlaps and not stamps
+        recorded, after_kernel = 0, False
         if stamps:
             device.record(stamps[0], stream, in_graph=True)
-        for number, ready in enumerate(self._ready):
+        for ready in self._ready:
             while stamps and recorded < ready.step:
                 recorded += 1
                 device.record(stamps[recorded], stream, in_graph=True)
+            if isinstance(ready, ReadyCall):  # whose kernels know nothing of ours
+                ready.issue(stream)
+                after_kernel = False
+                continue
             device.launch(
                 ready.function, ready.grid, ready.threads, ready.shared, ready.cluster,
-                ready.parameters, stream, overlap and number > 0,
+                ready.parameters, stream, overlap and after_kernel,
             )  # fmt: skip
+            after_kernel = True
         for stamp in stamps[recorded + 1 :]:
             device.record(stamp, stream, in_graph=True)
 

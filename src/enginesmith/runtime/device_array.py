@@ -13,6 +13,8 @@ Shape = tuple[int, ...]
 DLPACK_CUDA = 2
 """The DLPack type of memory on an NVIDIA GPU."""
 
+STRIDED = "is not C-contiguous; pass a contiguous copy"
+
 
 class DeviceArray:
     """A C-contiguous array on the GPU. Libraries that know `__cuda_array_interface__` (CuPy, Numba,
@@ -82,23 +84,40 @@ def on_device(value: Any) -> bool:
 
 
 def as_device_array(device: CudaDevice, value: Any) -> tuple[DeviceArray | None, str]:
-    """The array of another library as ours, or None and what is wrong with it."""
+    """The array of another library as ours, None if its type and shape can't be told; and what is
+    wrong with it ("" if nothing is)."""
     if isinstance(value, DeviceArray):
         return value, ""
-    if not hasattr(value, "__cuda_array_interface__"):
-        from cuda.core.utils import StridedMemoryView
+    try:
+        if hasattr(value, "__cuda_array_interface__"):
+            return _by_interface(device, value)
+        return _by_dlpack(device, value)
+    except Exception as error:  # whatever another library's object says or lacks
+        return None, (
+            f"can't be read as an array on the GPU: {type(error).__name__}: {error}; "
+            "pass numpy.asarray(value)"
+        )
 
-        view = StridedMemoryView.from_dlpack(value, stream_ptr=-1)
-        dense = view.strides is None or _is_dense(view.shape, view.strides)
-        if not dense:
-            return None, "is not C-contiguous"
-        return DeviceArray(device, view.ptr, tuple(view.shape), view.dtype.name, (value, view)), ""
+
+def _by_interface(device: CudaDevice, value: Any) -> tuple[DeviceArray, str]:
     facts = value.__cuda_array_interface__
     shape, dtype = tuple(facts["shape"]), np.dtype(facts["typestr"])
+    array = DeviceArray(device, int(facts["data"][0] or 0), shape, dtype.name, value)
     strides = facts.get("strides")
     if strides is not None and not _is_dense(shape, [s // dtype.itemsize for s in strides]):
-        return None, "is not C-contiguous"
-    return DeviceArray(device, int(facts["data"][0] or 0), shape, dtype.name, value), ""
+        return array, STRIDED
+    if not dtype.isnative:
+        return array, "is of another byte order than this machine's; pass a copy in its own"
+    return array, ""
+
+
+def _by_dlpack(device: CudaDevice, value: Any) -> tuple[DeviceArray, str]:
+    from cuda.core.utils import StridedMemoryView
+
+    view = StridedMemoryView.from_dlpack(value, stream_ptr=-1)
+    array = DeviceArray(device, view.ptr, tuple(view.shape), view.dtype.name, (value, view))
+    dense = view.strides is None or _is_dense(view.shape, view.strides)
+    return array, "" if dense else STRIDED
 
 
 def _is_dense(shape: Any, strides: Any) -> bool:

@@ -73,7 +73,7 @@ class Engine:
     @property
     def report(self) -> str:
         """What was built, as text: target, fusions, every step with its tactic, what fell back."""
-        return report_text(self.plan)
+        return report_text(self.plan, self._gpu.notes if self._gpu is not None else ())
 
     def __call__(self, feeds: Any = None, /, *more: Any) -> Outputs:
         """Run one inference: outputs by name, in the graph's order, in memory of their own.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,18 +16,22 @@ from enginesmith.runtime.binding import Binder, Bound, MisfitError, Shape, show_
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """What is checked in the place of an array elsewhere: one of its type and shape that occupies
+    no memory, None if these can't be told. problem: what else is wrong with it."""
+
+    array: Array | None
+    problem: str = ""
+
+
 def gather(
     specs: Sequence[TensorSpec], feeds: Mapping[str, Any], binder: Binder
 ) -> tuple[list[Array], Bound]:
     """The inputs in the plan's order, of the right type and native byte order (but maybe not
     contiguous), and what their shapes bind to. FeedError lists every misfit."""
-    problems = _name_problems(specs, feeds)
-    arrays: list[Array] = []
-    for spec in specs:
-        if spec.name in feeds:
-            array, problem = _array(spec, feeds[spec.name])
-            arrays.append(array)
-            problems += problem
+    found, problems = arrays_of(specs, feeds)
+    arrays = list(found.values())
     if len(arrays) == len(specs):
         try:
             bound = binder.bind(tuple(a.shape for a in arrays))
@@ -35,6 +40,22 @@ def gather(
     if problems:
         raise feed_error(problems)
     return arrays, bound
+
+
+def arrays_of(
+    specs: Sequence[TensorSpec], feeds: Mapping[str, Any]
+) -> tuple[dict[str, Array], list[str]]:
+    """The arrays fed for `specs`, in their order, without what is none; and what is wrong with
+    names and types."""
+    problems = _name_problems(specs, feeds)
+    arrays: dict[str, Array] = {}
+    for spec in specs:
+        if spec.name in feeds:
+            array, problem = _array(spec, feeds[spec.name])
+            problems += problem
+            if array is not None:
+                arrays[spec.name] = array
+    return arrays, problems
 
 
 def feed_error(problems: Sequence[str]) -> FeedError:
@@ -60,22 +81,30 @@ def _name_problems(specs: Sequence[TensorSpec], feeds: Mapping[str, Any]) -> lis
     return problems
 
 
-def _array(spec: TensorSpec, value: Any) -> tuple[Array, list[str]]:
-    """`value` as an array of the spec's type, or any array and what is wrong."""
+def _array(spec: TensorSpec, value: Any) -> tuple[Array | None, list[str]]:
+    """`value` as an array of the spec's type, any array or None; and what is wrong."""
+    problems = []
+    if isinstance(value, StandIn):
+        if value.problem:
+            problems.append(f"input {spec.name!r} {value.problem}")
+        if value.array is None:
+            return None, problems
+        value = value.array
     if type(value) is not np.ndarray:
         converted = _converted(value)
         if converted is None:
             kind = type(value).__name__
             remedy = f"pass numpy.asarray(value, {spec.dtype!r})"
-            return np.empty(0), [f"input {spec.name!r} is a {kind}, not an array; {remedy}"]
+            return None, [f"input {spec.name!r} is a {kind}, not an array; {remedy}"]
         value = converted
     if value.dtype == spec.dtype:  # also false for another byte order
-        return value, []
+        return value, problems
     if value.dtype.newbyteorder("=") == spec.dtype:
-        return value.astype(spec.dtype), []
+        return value.astype(spec.dtype), problems
     return value, [
+        *problems,
         f"input {spec.name!r} is {value.dtype}, but the engine takes {spec.dtype}; "
-        f"pass value.astype({spec.dtype!r})"
+        f"pass value.astype({spec.dtype!r})",
     ]
 
 
@@ -101,6 +130,17 @@ def check_outputs(
     inputs: Sequence[Array],
 ) -> None:
     """FeedError unless the program can write into the arrays of `outputs` directly."""
+    if problems := output_problems(specs, shapes, outputs, inputs):
+        raise feed_error(problems)
+
+
+def output_problems(
+    specs: Sequence[TensorSpec],
+    shapes: Sequence[Shape],
+    outputs: Mapping[str, Any],
+    inputs: Sequence[Array],
+) -> list[str]:
+    """Why the program can't write into the arrays of `outputs` directly."""
     places = {spec.name: (spec, shape) for spec, shape in zip(specs, shapes, strict=True)}
     problems = []
     for name, array in outputs.items():
@@ -123,5 +163,4 @@ def check_outputs(
         others = [*inputs, *(a for n, a in outputs.items() if n != name)]
         if any(isinstance(a, np.ndarray) and np.may_share_memory(array, a) for a in others):
             problems.append(f"the array for output {name!r} shares memory with another array")
-    if problems:
-        raise feed_error(problems)
+    return problems

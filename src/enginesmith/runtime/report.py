@@ -9,8 +9,9 @@ from enginesmith.plan.plan import Plan, Step, TensorSpec
 from enginesmith.runtime.binding import show_shape
 
 
-def report_text(plan: Plan) -> str:
-    """The report of a plan; times and work at the shapes it was tuned for."""
+def report_text(plan: Plan, here: Sequence[str] = ()) -> str:
+    """The report of a plan; times and work at the shapes it was tuned for. here: notes about the
+    plan on this machine."""
     opt = {symbol.name: symbol.opt for symbol in plan.symbols}
     lines = [f"{plan.name}: {plan.target}, {plan.precision}, {len(plan.steps)} steps"]
     lines += [_tensor("input", spec) for spec in plan.inputs]
@@ -19,8 +20,8 @@ def report_text(plan: Plan) -> str:
         limit = "any" if symbol.max is None else symbol.max
         lines.append(f"  {symbol.name}: {symbol.min} to {limit}, tuned for {symbol.opt}")
     lines += [f"weights: {len(plan.weights) / 1e6:.1f} MB, code: {len(plan.code) / 1e3:.0f} kB"]
-    if plan.notes:
-        lines += ["notes:", *(f"  - {note}" for note in plan.notes)]
+    if notes := (*plan.notes, *here):
+        lines += ["notes:", *(f"  - {note}" for note in notes)]
     rows: list[tuple[str, ...]] = [("step", "what", "tactic", "ms", "GFLOP/s", "nodes")]
     rows += [_row(i, step, opt) for i, step in enumerate(plan.steps)]
     total = sum(step.timings[0][1] for step in plan.steps if step.timings)

@@ -6,6 +6,7 @@ parallel.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from enginesmith.codegen.cuda_prelude import prelude
@@ -14,6 +15,18 @@ from enginesmith.plan.target import Target
 from enginesmith.toolchain.cache import ArtifactCache
 
 FLAGS = ("--std=c++17", "--disable-warnings")
+
+_SPECIFIC = re.compile(r"\b(wgmma\w*|registers_(up|down))\b")
+"""The prelude's functions of instructions that 9.0 alone has."""
+
+PTX_VERSION = "8.7"
+"""Of CUDA 12.8, the first one that knows all targets. It also knows what NVRTC writes of its own
+accord (8.3 has hints that 8.0 lacks)."""
+
+
+def runs_on_newer(text: str, target: Target) -> bool:
+    """Whether GPUs newer than the target can run the PTX of this text."""
+    return target.arch != 90 or _SPECIFIC.search(text) is None
 
 
 def compiler_version() -> str:
@@ -30,8 +43,16 @@ def compile_cubin(text: str, target: Target, cache: ArtifactCache) -> bytes:
 
 
 def compile_ptx(text: str, target: Target, cache: ArtifactCache) -> bytes:
-    """The PTX of `text`, for reading and for newer GPUs; otherwise like `compile_cubin`."""
-    return _compile(text, target, cache, "ptx", f"compute_{_feature_set(target)}")
+    """The PTX of `text`, for newer GPUs if they can run it (see `runs_on_newer`); otherwise like
+    `compile_cubin`. No zero byte ends it.
+
+    A driver refuses PTX of a version that it doesn't know, and NVRTC writes its own, whatever is
+    used of it. So the text gets PTX_VERSION: drivers older than NVRTC load it, too.
+    """
+    arch = str(target.arch) if runs_on_newer(text, target) else _feature_set(target)
+    ptx = _compile(text, target, cache, "ptx", f"compute_{arch}").rstrip(b"\0").decode()
+    written = r"^\.version \d+\.\d+$"
+    return re.sub(written, f".version {PTX_VERSION}", ptx, count=1, flags=re.M).encode()
 
 
 def _feature_set(target: Target) -> str:

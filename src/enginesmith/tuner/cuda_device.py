@@ -8,18 +8,23 @@ larger than the cache; activations are shared and as warm as the candidate leave
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from enginesmith.errors import DeviceError
 from enginesmith.kernels.base import ITEMSIZE, Operand, Problem, value_of
-from enginesmith.kernels.cuda import CudaSource
+from enginesmith.kernels.cuda import CudaSource, LibrarySource
 from enginesmith.plan.target import Target
 from enginesmith.runtime.cuda_program import OVERLAPPING, pack_parameters
+from enginesmith.runtime.devices.cublas import PreparedProduct
 from enginesmith.runtime.devices.cuda import CudaDevice, DeviceMemory
+from enginesmith.runtime.library_calls import ReadyCall
+from enginesmith.toolchain import triton_aot
 from enginesmith.toolchain.cache import ArtifactCache
+from enginesmith.toolchain.cublas import choose_algorithm, unpack_algorithm
 from enginesmith.toolchain.nvrtc import compile_cubin, compiler_version
 from enginesmith.tuner.device import Clock, Source, Trial
 
@@ -32,9 +37,14 @@ COLD_BYTES = 64 << 20
 PAD = 4096
 """Bytes around each operand."""
 
+ALIGNMENT = 256
+"""Constants begin at multiples of so many bytes."""
+
 
 class CudaTuningDevice:
     """The GPU `device`."""
+
+    disturbed = False
 
     def __init__(self, device: CudaDevice, target: Target, cache: ArtifactCache) -> None:
         self.device, self.target, self.cache = device, target, cache
@@ -48,7 +58,11 @@ class CudaTuningDevice:
 
     def compile(self, source: Source) -> bytes:
         """See `Device`."""
+        if isinstance(source, LibrarySource):
+            return choose_algorithm(source, self.device)
         assert isinstance(source, CudaSource)
+        if source.triton is not None:
+            return triton_aot.compile_triton(source, self.target, self.cache).cubin
         return compile_cubin(source.code, self.target, self.cache)
 
     def close(self) -> None:
@@ -58,13 +72,13 @@ class CudaTuningDevice:
         self.device.close_event(self.end)
 
     def load(
-        self, problem: Problem, sources: Sequence[CudaSource], objects: Sequence[bytes],
-        constants: Sequence[Mapping[int, np.ndarray]], cold: bool,
+        self, problem: Problem, sources: Sequence[CudaSource | LibrarySource],
+        objects: Sequence[bytes], constants: Sequence[Mapping[int, np.ndarray]], cold: bool,
     ) -> list[Trial]:  # fmt: skip
         self.device.use()
         operands = [self.operand(o, problem.hint) for o in problem.operands]
         return [
-            _CudaTrial(self, problem, source, binary, operands, packed)
+            make_trial(self, problem, source, binary, operands, packed)
             for source, binary, packed in zip(sources, objects, constants, strict=True)
         ]
 
@@ -102,7 +116,7 @@ def random_bytes(dtype: str, size: int) -> np.ndarray:
 
 class _CudaTrial:
     def __init__(
-        self, owner: CudaTuningDevice, problem: Problem, source: CudaSource, binary: bytes,
+        self, owner: CudaTuningDevice, problem: Problem, source: Any, binary: bytes,
         operands: Sequence[tuple[DeviceMemory, int]], packed: Mapping[int, np.ndarray],
     ) -> None:  # fmt: skip
         self.owner = owner
@@ -119,38 +133,63 @@ class _CudaTrial:
             self.graph, self.refusal = 0, str(error)
 
     def build(
-        self, problem: Problem, source: CudaSource, binary: bytes, addresses: Sequence[int],
+        self, problem: Problem, source: Any, binary: bytes, addresses: Sequence[int],
         packed: Mapping[int, np.ndarray],
     ) -> None:  # fmt: skip
-        owner, device = self.owner, self.owner.device
-        self.module = device.module(binary)
-        workspace = value_of(source.workspace, problem.hint)
+        self.module = self.owner.device.module(binary)
         extra = []
         if source.workspace != 0:
-            memory = device.allocate(workspace)
-            device.clear(memory.address, memory.size, owner.stream)
-            extra.append(memory.address)
-            self.keep.append(memory)
+            extra.append(self.workspace(value_of(source.workspace, problem.hint)))
+        copies = self.copies(addresses, packed)
+        self.capture([self.launches(problem, source, [*pointers, *extra]) for pointers in copies])
+
+    def workspace(self, size: int) -> int:
+        """The address of so many bytes of zeros."""
+        memory = self.owner.device.allocate(size)
+        self.owner.device.clear(memory.address, memory.size, self.owner.stream)
+        self.keep.append(memory)
+        return memory.address
+
+    def copies(
+        self, addresses: Sequence[int], packed: Mapping[int, np.ndarray]
+    ) -> Iterator[list[int]]:
+        """The operands' addresses, for each copy of the constants."""
         arrays = {i: np.ascontiguousarray(a) for i, a in packed.items()}
-        total = sum(a.nbytes for a in arrays.values())
-        copies = 1 if total == 0 else max(1, min(RUNS, COLD_BYTES // max(total, 1)))
-        sets = []
-        for _ in range(copies):
-            pointers = [*addresses, *extra]
-            for i, array in arrays.items():
-                memory = owner.upload(array)
-                self.keep.append(memory)
-                pointers[i] = memory.address
-            sets.append(self.launches(problem, source, pointers))
+        if not arrays:
+            yield list(addresses)
+            return
+        device, stream = self.owner.device, self.owner.stream
+        ends = list(accumulate(-(-a.nbytes // ALIGNMENT) * ALIGNMENT for a in arrays.values()))
+        places = dict(zip(arrays, (0, *ends), strict=False))
+        size = max(1, ends[-1])
+        count = max(1, min(RUNS, COLD_BYTES // size))
+        memory = device.allocate(count * size)
+        self.keep.append(memory)
+        for i, array in arrays.items():
+            device.copy_in(memory.address + places[i], array.ctypes.data, array.nbytes, stream)
+        for number in range(count):
+            base = memory.address + number * size
+            if number:
+                device.copy(base, memory.address, size, stream)
+            pointers = list(addresses)
+            for i, place in places.items():
+                pointers[i] = base + place
+            yield pointers
+        device.synchronize(stream)
+
+    def capture(self, sets: Sequence[Any]) -> None:
+        """Run the first of `sets` of what `issue` takes, then make a graph of runs of all."""
+        owner, device = self.owner, self.owner.device
         self.issue(sets[0], first=True)
         device.synchronize(owner.stream)
         with device.capture(owner.stream) as made:
             for run in range(RUNS):
-                self.issue(sets[run % copies], first=run == 0)
+                self.issue(sets[run % len(sets)], first=run == 0)
         self.graph = made[0]
 
     def launches(self, problem: Problem, source: CudaSource, pointers: Sequence[int]) -> list[Any]:
         device, hint, ready = self.owner.device, problem.hint, []
+        source = triton_aot.finished(source, self.owner.target, self.owner.cache)
         for launch in source.launches:
             grid = tuple(value_of(size, hint) for size in launch.grid)
             if min(grid) == 0:
@@ -201,3 +240,38 @@ class _CudaTrial:
             self.owner.device.close_graph(self.graph)
         if self.module:
             self.owner.device.unload(self.module)
+
+
+class _LibraryTrial(_CudaTrial):
+    """Calls of a library instead of launches."""
+
+    def build(
+        self, problem: Problem, source: Any, binary: bytes, addresses: Sequence[int],
+        packed: Mapping[int, np.ndarray],
+    ) -> None:  # fmt: skip
+        algorithm = unpack_algorithm(binary)
+        workspace = self.workspace(algorithm.workspace) if algorithm.workspace else 0
+        product = source.product.sized(lambda size: value_of(size, problem.hint))
+        library = self.owner.device.cublas_lt()
+        calls = []
+        for pointers in self.copies(addresses, packed):
+            a, b, c, d, *bias = (pointers[i] for i in source.operands)
+            prepared = PreparedProduct(library, product, *bias)
+            call = ReadyCall(
+                0, prepared, (a, b, c, d), algorithm.data, (workspace, algorithm.workspace)
+            )
+            calls.append([call])
+        self.capture(calls)
+
+    def issue(self, launches: Sequence[Any], first: bool) -> None:
+        for call in launches:
+            call.issue(self.owner.stream)
+
+
+def make_trial(
+    owner: CudaTuningDevice, problem: Problem, source: CudaSource | LibrarySource, binary: bytes,
+    operands: Sequence[tuple[DeviceMemory, int]], packed: Mapping[int, np.ndarray],
+) -> _CudaTrial:  # fmt: skip
+    """A trial of a kernel or a library call over these operands (memory, address of index 0)."""
+    kind = _LibraryTrial if isinstance(source, LibrarySource) else _CudaTrial
+    return kind(owner, problem, source, binary, operands, packed)

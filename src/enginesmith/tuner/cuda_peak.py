@@ -6,6 +6,7 @@ the datasheet's rate, so a per cent of it compares with other programs, not with
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from enginesmith.runtime.devices.cuda import CudaDevice
@@ -16,15 +17,56 @@ COPY_BYTES = 256 << 20
 COPIES = 8
 """In a row, timed together."""
 
-GFLOPS = {
-    # architecture: (10^9 operations a second of tensor cores on float16 and bfloat16, of float32)
-    80: (312e3, 19.5e3),  # A100
-    86: (125e3, 31.2e3),  # A10
-    89: (362e3, 91.6e3),  # L40S
-    90: (989e3, 66.9e3),  # H100 SXM
-    100: (2250e3, 75e3),  # B200
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Of a card, in 10^12 operations a second, dense, at boost clocks: tensor cores on float16 or
+    bfloat16 with float32 sums, on TF32, and plain float32."""
+
+    half: float
+    tf32: float
+    plain: float
+
+    def gflops(self, precision: str) -> float:
+        """10^9 operations a second at a plan's precision. In "fp32" tensor cores take three
+        products for one; where plain arithmetic is faster, that is the limit."""
+        if precision == "fp32":
+            return 1e3 * max(self.plain, self.tf32 / 3)
+        return 1e3 * (self.tf32 if precision == "tf32" else self.half)
+
+
+CARDS = {
+    # "NVIDIA A100 Tensor Core GPU" datasheet (June 2021)
+    "A100.*": Rates(312, 156, 19.5),
+    # "NVIDIA A10 Tensor Core GPU" datasheet (2021); the A10G is slower
+    "A10": Rates(125, 62.5, 31.2),
+    # "NVIDIA L4 Tensor Core GPU" datasheet (2023): 242, 120 with sparsity
+    "L4": Rates(121, 60, 30.3),
+    # "NVIDIA L40S" datasheet (2023)
+    "L40S": Rates(362, 183, 91.6),
+    # "NVIDIA H100 Tensor Core GPU" datasheet (2023): 1,979 and 989 with sparsity (SXM), 1,513 and
+    # 756 (PCIe); "NVIDIA H200 Tensor Core GPU" datasheet (2024): as H100 SXM
+    "H100 80GB HBM3": Rates(989.4, 494.7, 66.9),
+    "H100 PCIe": Rates(756.5, 378, 51),
+    "H200": Rates(989.4, 494.7, 66.9),
+    # "NVIDIA Blackwell" datasheet (2025), HGX B200: 4.5 and 2.2 PFLOPS with sparsity
+    "B200": Rates(2250, 1100, 75),
+    # "NVIDIA Ampere GA102 GPU Architecture" (v2, 2021), appendix A
+    "GeForce RTX 3090": Rates(71, 35.6, 35.6),
+    # "NVIDIA Ada GPU Architecture" (v2, 2023), appendix A
+    "GeForce RTX 4090": Rates(165.2, 82.6, 82.6),
+    # "NVIDIA RTX Blackwell GPU Architecture" (2025), appendix A
+    "GeForce RTX 5090": Rates(209.5, 104.8, 104.8),
 }
-"""NVIDIA's datasheets: dense, at boost clocks, of the architecture's best-known server card."""
+"""By the name that the driver gives a card, after "NVIDIA " (a regular expression)."""
+
+
+def rates_of(card: str) -> Rates | None:
+    """What is known of a card, by the name that the driver gives it; None: nothing (of parts of
+    one, too)."""
+    name = "" if " MIG " in card else card.removeprefix("NVIDIA ")
+    found = (rates for pattern, rates in CARDS.items() if re.fullmatch(pattern, name))
+    return next(found, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +80,10 @@ class CudaPeak:
 
 
 def cuda_peak(device: CudaDevice, precision: str) -> CudaPeak:
-    """The limits of this GPU at a precision ("fp32", "fp16", "bf16")."""
-    tensor, plain = GFLOPS.get(device.arch, (0.0, 0.0))
-    return CudaPeak(device.name, plain if precision == "fp32" else tensor, copy_rate(device) / 1e9)
+    """The limits of this GPU at a plan's precision ("fp32", "tf32", "fp16", "bf16")."""
+    rates = rates_of(device.name)
+    gflops = 0.0 if rates is None else rates.gflops(precision)
+    return CudaPeak(device.name, gflops, copy_rate(device) / 1e9)
 
 
 def copy_rate(device: CudaDevice, rounds: int = 5) -> float:

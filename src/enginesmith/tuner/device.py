@@ -10,7 +10,7 @@ import numpy as np
 
 from enginesmith.codegen.pool import POOL
 from enginesmith.kernels.base import KernelSource, Operand, Problem, value_of
-from enginesmith.kernels.cuda import CudaSource
+from enginesmith.kernels.cuda import CudaSource, LibrarySource
 from enginesmith.plan.target import Target
 from enginesmith.runtime.devices.cpu import SIGNATURES, Library, ThreadPool
 from enginesmith.runtime.devices.memory import Memory
@@ -41,7 +41,7 @@ void es_walk_task(char *const *p, const int64_t *d, int64_t begin, int64_t end, 
 SIGNATURES["es_flush"] = ([ctypes.c_void_p, ctypes.c_int64], None)
 
 
-Source: TypeAlias = KernelSource | CudaSource
+Source: TypeAlias = KernelSource | CudaSource | LibrarySource
 Clock: TypeAlias = Callable[[], float]
 
 
@@ -54,7 +54,9 @@ class Trial(Protocol):
 
 
 class Device(Protocol):
-    """Where candidates are timed."""
+    """Where candidates are timed. disturbed: compilers at work would spoil the timing."""
+
+    disturbed: bool
 
     @property
     def fingerprint(self) -> str:
@@ -76,6 +78,8 @@ class Device(Protocol):
 
 class CpuDevice:
     """This machine's CPU with `threads` threads."""
+
+    disturbed = True
 
     def __init__(self, target: Target, threads: int, cache: ArtifactCache) -> None:
         self.target, self.threads, self.cache = target, threads, cache

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from enginesmith.kernels import FAMILIES
 from enginesmith.kernels.base import Problem, Tactic
+from enginesmith.kernels.cuda import CudaSource
+from enginesmith.kernels.sources import OWN, candidates
 from enginesmith.plan.target import Target
+from enginesmith.toolchain import triton_aot
 from enginesmith.toolchain.cache import ArtifactCache
 from enginesmith.tuner.device import Clock, Device, Source, Trial
 
@@ -47,17 +50,13 @@ class Choice:
     timings: tuple[tuple[str, float], ...]
 
 
-def candidates(family: str, problem: Problem, target: Target) -> tuple[Tactic, ...]:
-    """The family's tactics for the problem."""
-    found: tuple[Tactic, ...] = FAMILIES[target.device][family].tactics(problem, target)
-    return found
-
-
 def timing_key(
     family: str, problem: Problem, sources: Sequence[Source], device: Device, cold: bool
 ) -> str:
-    """Changes when the problem, any candidate's text, the compiler or the machine changes."""
+    """Changes when the problem, any candidate's text, a compiler or the machine changes."""
     texts = [s.name for s in sources]
+    if any(isinstance(s, CudaSource) and s.triton is not None for s in sources):
+        texts.append(triton_aot.compiler_version())
     return ArtifactCache.key(
         "timing-2", family, repr(problem), *texts, device.fingerprint, str(cold)
     )
@@ -65,12 +64,14 @@ def timing_key(
 
 def tune(
     tasks: Sequence[Task], target: Target, device: Device | None, cache: ArtifactCache, *,
-    deadline: float | None = None, cold: bool = True, workers: int = 1,
+    sources: Sequence[str] = (OWN,), deadline: float | None = None, cold: bool = True,
+    workers: int = 1,
     report: Report = lambda done, total, detail: None, clock: Clock = time.perf_counter,
 ) -> list[Choice]:  # fmt: skip
-    """A Choice per task. device None: heuristics only. deadline: clock time after which what is
-    left keeps its heuristic choice. Several processes may tune with one cache at once."""
-    options = [candidates(t.family, t.problem, target) for t in tasks]
+    """A Choice per task. device None: heuristics only. sources: of tactics, see kernels/sources.py.
+    deadline: clock time after which what is left keeps its heuristic choice. Several processes may
+    tune with one cache at once."""
+    options = [candidates(t.family, t.problem, target, sources) for t in tasks]
     chosen = [Choice(o[0], ()) for o in options]
     if device is None:
         return chosen
@@ -88,34 +89,48 @@ def tune(
             pending.append(i)
         else:
             chosen[i] = known
+    # Groups, so that a deadline leaves the heaviest problems tuned. Where compilers would disturb
+    # the timing they wait for it; else they work ahead.
+    groups = _groups(pending, emitted)
     done = 0
     with ThreadPoolExecutor(workers) as pool:
-        # Compilation runs ahead of timing in groups, so that the two never compete for a core and a
-        # deadline still leaves the heaviest problems tuned.
-        for group in _groups(pending, emitted):
-            if deadline is not None and clock() > deadline:
-                break
-            texts = {s.name: s for i in group for s in emitted[i]}
-            report(done, len(pending), f"compiling {len(texts)} candidates")
-            binaries = dict(zip(texts, pool.map(device.compile, texts.values()), strict=True))
-            for i in group:
+        compiled: dict[str, Future[bytes]] = {}
+
+        def compile_groups(chosen: Sequence[Sequence[int]]) -> None:
+            for source in (s for group in chosen for i in group for s in emitted[i]):
+                if source.name not in compiled:
+                    compiled[source.name] = pool.submit(device.compile, source)
+
+        if not device.disturbed:
+            compile_groups(groups)
+        try:
+            for group in groups:
                 if deadline is not None and clock() > deadline:
                     break
-                task = tasks[i]
-                report(done, len(pending), f"timing {task.family}")
-                family = FAMILIES[target.device][task.family]
-                packed = [
-                    {**task.constants, **family.pack(task.problem, o, target, task.constants)}
-                    for o in options[i]
-                ]
-                trials = device.load(
-                    task.problem, emitted[i], [binaries[s.name] for s in emitted[i]], packed, cold
-                )
-                seconds = time_trials(trials, clock)
-                key = timing_key(task.family, task.problem, emitted[i], device, cold)
-                cache.put(key, json.dumps(seconds).encode())
-                chosen[i] = _choice(options[i], seconds)
-                done += 1
+                compile_groups([group])
+                names = {s.name for i in group for s in emitted[i]}
+                report(done, len(pending), f"compiling {len(names)} candidates")
+                binaries = {name: compiled[name].result() for name in names}
+                for i in group:
+                    if deadline is not None and clock() > deadline:
+                        break
+                    task = tasks[i]
+                    report(done, len(pending), f"timing {task.family}")
+                    family = FAMILIES[target.device][task.family]
+                    packed = [
+                        {**task.constants, **family.pack(task.problem, o, target, task.constants)}
+                        for o in options[i]
+                    ]
+                    objects = [binaries[s.name] for s in emitted[i]]
+                    trials = device.load(task.problem, emitted[i], objects, packed, cold)
+                    seconds = time_trials(trials, clock)
+                    key = timing_key(task.family, task.problem, emitted[i], device, cold)
+                    cache.put(key, json.dumps(seconds).encode())
+                    chosen[i] = _choice(options[i], seconds)
+                    done += 1
+        finally:
+            for job in compiled.values():
+                job.cancel()
     report(len(pending), len(pending), "")
     return chosen
 
@@ -159,5 +174,7 @@ def _read(cache: ArtifactCache, key: str, options: Sequence[Tactic]) -> Choice |
 
 
 def _choice(options: Sequence[Tactic], seconds: Sequence[float]) -> Choice:
+    """The fastest; what the device refused to run is left out of the timings."""
     ranked = sorted(range(len(options)), key=lambda i: (seconds[i], i))
-    return Choice(options[ranked[0]], tuple((str(options[i]), seconds[i]) for i in ranked))
+    timed = ((str(options[i]), seconds[i]) for i in ranked if seconds[i] < float("inf"))
+    return Choice(options[ranked[0]], tuple(timed))

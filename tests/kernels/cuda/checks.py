@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from ml_dtypes import bfloat16
-from tests.cuda_emulator import run_source
+from tests.cuda_kernels import run_source
 
 from enginesmith.kernels.base import Operand, Problem
 from enginesmith.plan.target import Target

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from operands import permuted, spread
-from tests.cuda_emulator import run_source
+from tests.cuda_kernels import run_source
 
 from enginesmith.kernels.attention import cuda
 from enginesmith.kernels.attention.problem import AttentionProblem

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ml_dtypes import bfloat16
-from tests.cuda_emulator import run_family
+from tests.cuda_kernels import run_family
 from tests.kernels.conv_cases import reference
 
 from enginesmith.ir.expr import Arg, Expr, call, relu

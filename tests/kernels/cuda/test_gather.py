@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,14 @@ def scatter_elements(reduction, dtype, axis, slots=()):
 @pytest.mark.parametrize("reduction", ["none", "add"])
 def test_scatter_elements(reduction, axis):
     check(scatter_elements(reduction, "float32", axis))
+
+
+@pytest.mark.parametrize("reduction", ["none", "add"])
+def test_scatter_of_mixed_floats(reduction):
+    whole = scatter_elements(reduction, "float16", 1)
+    data, index, updates, y = whole.problem.operands
+    operands = (replace(data, dtype="float32"), index, replace(updates, dtype="float32"), y)
+    check(replace(whole, problem=replace(whole.problem, operands=operands)))
 
 
 def test_symbolic_scatter():

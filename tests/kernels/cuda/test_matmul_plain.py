@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from ml_dtypes import bfloat16
-from tests.cuda_emulator import run_family
+from tests.cuda_kernels import run_family
 
 from enginesmith.ir.expr import Arg, Call, Cast, Expr, call, evaluate, relu
 from enginesmith.kernels.base import Operand, Size, Tactic, dense_strides, value_of

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from operands import permuted, plain
-from tests.kernels.cuda.checks import Case, check, compile_all
+from tests.kernels.cuda.checks import TARGET, Case, check, compile_all
 
 from enginesmith.kernels.argmax import cuda as argmax
 from enginesmith.kernels.argmax.problem import ArgMaxProblem
@@ -64,6 +65,22 @@ PADS = {
 @pytest.mark.parametrize("name", PADS)
 def test_pad(name):
     check(PADS[name])
+
+
+@pytest.mark.parametrize("name", ["channels last", "planes", "channels", "reflect"])
+@pytest.mark.parametrize(("given", "made"), [("float32", "float16"), ("bfloat16", "float32")])
+def test_pad_to_another_float(name, given, made):
+    case = PADS[name]
+    x, y = case.problem.operands
+    operands = (replace(x, dtype=given), replace(y, dtype=made))
+    check(replace(case, problem=replace(case.problem, operands=operands)))
+
+
+def test_what_pad_and_cumsum_cant_convert():
+    operands = (plain((2, 3), "int64"), plain((2, 3), "float16"))
+    padded = PadProblem(operands, mode="edge", before=(0, 0))
+    assert "int64 can't become float16" in pad.why_not(padded, TARGET)
+    assert "one dtype" in cumsum.why_not(CumSumProblem(operands, axis=0), TARGET)
 
 
 def test_symbolic_pad():
@@ -128,6 +145,12 @@ def test_cumsum(exclusive, reverse):
         check(
             Case(cumsum, problem, [normal(*shape) * 9], lambda x, a=axis: running(x, a, **fields))
         )
+
+
+@pytest.mark.parametrize(("given", "made"), [("float32", "float16"), ("bfloat16", "float32")])
+def test_cumsum_to_another_float(given, made):
+    problem = CumSumProblem((plain((3, 70), given), plain((3, 70), made)), axis=1)
+    check(Case(SUMS, problem, [normal(3, 70)], lambda x: running(x, 1, False, False)))
 
 
 LINES = [("lines", {"group": g, "threads": max(g, 64)}) for g in (1, 4, 32, 128)]

@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from tests.cuda_emulator import run_family, run_source
+from tests.cuda_kernels import run_family, run_source
 
 from enginesmith.codegen.cuda_wgmma import wgmma_functions
 from enginesmith.ir.expr import Arg, Expr, call, evaluate, relu

@@ -3,7 +3,7 @@ CUDA cores otherwise."""
 
 from __future__ import annotations
 
-from enginesmith.kernels.attention import flash_mma, flash_short, flash_wgmma, simple_cuda
+from enginesmith.kernels.attention import flash_mma, flash_short, flash_wgmma, simple_cuda, triton
 from enginesmith.kernels.attention.problem import AttentionProblem, cost
 from enginesmith.kernels.base import Problem, Tactic
 from enginesmith.kernels.cuda import CudaSource
@@ -23,6 +23,7 @@ EMITTERS = {
     "flash_short": flash_short.emit,
     "flash_wgmma": flash_wgmma.emit,
     "simple": simple_cuda.emit,
+    "triton": triton.emit,
 }
 
 

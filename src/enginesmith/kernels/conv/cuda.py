@@ -9,17 +9,20 @@ import numpy as np
 
 from enginesmith.kernels.base import Cost, Problem, Tactic
 from enginesmith.kernels.conv import (
+    cublaslt,
     depthwise_cuda,
     direct_cuda,
     gathered,
     gemv_cuda,
     mma,
+    patch,
     stem_cuda,
+    triton,
     wgmma,
 )
 from enginesmith.kernels.conv.problem import ConvProblem
 from enginesmith.kernels.conv.problem import cost as conv_cost
-from enginesmith.kernels.cuda import CudaSource
+from enginesmith.kernels.cuda import CudaSource, LibrarySource
 from enginesmith.plan.target import Target
 
 SPECIAL: dict[str, ModuleType] = {
@@ -30,8 +33,13 @@ SPECIAL: dict[str, ModuleType] = {
 }
 """For forms of convolutions that tiles for tensor cores fit badly."""
 
-ALGORITHMS: dict[str, ModuleType] = SPECIAL | {"wgmma": wgmma, "mma": mma, "direct": direct_cuda}
+ALGORITHMS: dict[str, ModuleType] = SPECIAL | {
+    "wgmma": wgmma, "mma": mma, "patch": patch, "direct": direct_cuda,
+}  # fmt: skip
 """By tactic name. `direct` serves everything."""
+
+OTHERS: dict[str, ModuleType] = {"triton": triton, "cublaslt": cublaslt}
+"""The same, of tactics that come from other sources (kernels/sources.py)."""
 
 LARGE = 2e9
 """Operations from which `wgmma`'s tiles fill the machine."""
@@ -52,7 +60,9 @@ def _able(problem: ConvProblem, target: Target) -> list[str]:
     able = [name for name, a in ALGORITHMS.items() if a.why_not(problem, target) is None]
     work = problem.typical(conv_cost(problem).flops)
     if "wgmma" in able and work < LARGE:
-        able.sort(key=lambda name: name not in (*SPECIAL, "mma"))
+        able.sort(key=lambda name: name not in (*SPECIAL, "mma", "patch"))
+    if "patch" in able and not patch.pays(problem):
+        able.remove("patch")
     if "depthwise" in able and "mma" in able:
         able.remove("mma")  # it would multiply 32 times as many numbers
     return able
@@ -67,9 +77,11 @@ def tactics(problem: Problem, target: Target) -> tuple[Tactic, ...]:
     return tuple(t for name in able for t in ALGORITHMS[name].tactics(problem, target))
 
 
-def emit(problem: Problem, tactic: Tactic, target: Target) -> CudaSource:
+def emit(problem: Problem, tactic: Tactic, target: Target) -> CudaSource | LibrarySource:
     """See `Family`."""
-    source: CudaSource = ALGORITHMS[tactic.name].emit(problem, tactic, target)
+    source: CudaSource | LibrarySource = (ALGORITHMS | OTHERS)[tactic.name].emit(
+        problem, tactic, target
+    )
     return source
 
 
@@ -77,7 +89,7 @@ def pack(
     problem: Problem, tactic: Tactic, target: Target, constants: Mapping[int, np.ndarray]
 ) -> Mapping[int, np.ndarray]:
     """See `Family`."""
-    algorithm = ALGORITHMS[tactic.name]
+    algorithm = (ALGORITHMS | OTHERS)[tactic.name]
     packed: Mapping[int, np.ndarray] = algorithm.pack(problem, tactic, target, constants)
     return packed
 

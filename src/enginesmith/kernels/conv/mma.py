@@ -82,7 +82,8 @@ def tactics(problem: ConvProblem, target: Target) -> tuple[Tactic, ...]:
     """Shapes of tiles, the most promising first."""
     sizes, batch = _sizes(problem)
     m, n, k = (problem.typical(s) for s in sizes)
-    found = shapes(m, n, k, batch, problem.x.dtype, factor(sizes[1], 8), target)
+    vector = factor(sizes[1], 8)
+    found = shapes(m, n, k, batch, problem.x.dtype, vector, target, problem.tf32)
     return tuple(s.tactic for s in found)
 
 
@@ -96,7 +97,7 @@ def emit(problem: ConvProblem, tactic: Tactic, target: Target) -> CudaSource:
     epilogue = Epilogue(problem.epilogue, extras, _matrix(problem, last, columns), sizes[1], values)
     a = _loader(problem, shape.tile("a", problem.x.dtype))
     b = Packed(shape.tile("b", problem.x.dtype), 1)
-    return Product(problem, shape, a, b, epilogue, values, sizes, batch).source()
+    return Product(problem, shape, a, b, epilogue, values, sizes, batch, problem.tf32).source()
 
 
 def _loader(problem: ConvProblem, tile: Tile) -> Rows:

@@ -23,6 +23,7 @@ class ConvProblem(Problem):
     pads: (top, left, bottom, right). epilogue: Arg(0) is the accumulator, Arg(k) operands[1 + k].
     prologue: None, or what a 1x1 convolution without pads applies to x before it multiplies: Arg(0)
         is x, Arg(k) operands[1 + k], which have one value per input channel (and image).
+    tf32: float32 may be rounded to TF32 before it is multiplied (on GPUs).
     """
 
     strides: tuple[int, int] = (1, 1)
@@ -32,6 +33,7 @@ class ConvProblem(Problem):
     transposed: bool = False
     epilogue: Expr = ACCUMULATOR
     prologue: Expr | None = None
+    tf32: bool = False
 
     @property
     def x(self) -> Operand:

@@ -19,6 +19,7 @@ from enginesmith.kernels.cuda_nest import (
 )
 from enginesmith.kernels.cumsum.problem import CumSumProblem
 from enginesmith.kernels.cumsum.problem import cost as cumsum_cost
+from enginesmith.kernels.ending import FLOATS
 from enginesmith.kernels.nest import Axis, axes_of, nothing_packed, product
 from enginesmith.plan.target import Target
 
@@ -31,8 +32,8 @@ def why_not(problem: Problem, target: Target) -> str | None:
     if not isinstance(problem, CumSumProblem):
         return "not a running sum"
     x, y = problem.operands
-    if x.block or y.block or x.dtype != y.dtype:
-        return "operands must be plain and of one dtype"
+    if x.block or y.block or (x.dtype != y.dtype and not {x.dtype, y.dtype} <= set(FLOATS)):
+        return "operands must be plain and of one dtype, or float32 and half precision"
     return None
 
 
@@ -67,19 +68,19 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> CudaSource:
     at = f"{length} - 1 - k" if problem.reverse else "k"
     scan = tactic.name == "scan"
     row = "blockIdx.x" if scan else f"blockIdx.x * {threads} + threadIdx.x"
-    dtype = problem.operands[0].dtype
+    given, made = (o.dtype for o in problem.operands)
     head = f"""  grid_launch();
   grid_wait();
   const int row = {row};
   if (row >= {values.value(lines)}) return;
   {index_text(outer, values, "row")}\
-  const auto load = [&](int k) {{ return {load_value(dtype, f"p0[{x} + ({at}) * {s}]")}; }};
-  const auto store = [&](int k, {value_type(dtype)} sum) {{
-    p1[{y} + ({at}) * {t}] = {store_value(dtype, "sum")};
+  const auto load = [&](int k) {{ return {load_value(given, f"p0[{x} + ({at}) * {s}]")}; }};
+  const auto store = [&](int k, {value_type(made)} sum) {{
+    p1[{y} + ({at}) * {t}] = {store_value(made, "sum")};
   }};
 """
     make = _scan if scan else _line
-    body = make(value_type(dtype), length, problem.exclusive, threads)
+    body = make(value_type(given), length, problem.exclusive, threads)
     grid = (lines, 1, 1) if scan else grid_of(lines, threads)
     text = kernel_head(problem, values, threads) + head + body
     return CudaSource(text, (Launch(grid, threads, values.launch),))

@@ -10,8 +10,8 @@ from enginesmith.kernels.nest import product, traffic
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CumSumProblem(Problem):
-    """operands: x, y, plain, of one shape and dtype. exclusive: the element itself is left out;
-    reverse: summed from the end."""
+    """operands: x, y, plain, of one shape and dtype (GPUs: or both floating-point). exclusive: the
+    element itself is left out; reverse: summed from the end."""
 
     axis: int
     exclusive: bool = False

@@ -275,7 +275,7 @@ def _find(values: Values, updates: _Updates, counted: bool) -> str:
 
 def _apply(problem: GatherProblem, values: Values, updates: _Updates, counted: bool) -> str:
     """A thread an element of an update; only those of a place's last update do something."""
-    dtype = problem.operands[0].dtype
+    given, made = (problem.operands[k].dtype for k in (2, -1))
     u_names = [f"i{k}" for k in range(len(updates.tuples))]
     s_names = [f"s{k}" for k in range(len(updates.rows))]
     length = product([a.size for a in updates.rows])
@@ -298,21 +298,21 @@ def _apply(problem: GatherProblem, values: Values, updates: _Updates, counted: b
   }};
 """
     if not counted:
-        return body + f"  {y} = update(u);\n}}\n"
-    kind = value_type(dtype)
+        return body + f"  {y} = {converted(given, made, 'update(u)')};\n}}\n"
+    kind = value_type(made)
     return (
         body
         + f"""\
-  {kind} r = {load_value(dtype, y)};
+  {kind} r = {load_value(made, y)};
   const int mine = place[u];
   int left = total[mine];
   for (int k = left == 1 ? u : 0; left > 0; ++k)
     if (place[k] == mine) {{
-      const {kind} x = {load_value(dtype, "update(k)")};
+      const {kind} x = {load_value(given, "update(k)")};
       r = {_REDUCTIONS[problem.reduction]};
       --left;
     }}
-  {y} = {store_value(dtype, "r")};
+  {y} = {store_value(made, "r")};
 }}
 """
     )

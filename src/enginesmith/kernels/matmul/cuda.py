@@ -8,14 +8,17 @@ from types import ModuleType
 import numpy as np
 
 from enginesmith.kernels.base import Problem, Tactic
-from enginesmith.kernels.cuda import CudaSource
-from enginesmith.kernels.matmul import gemv, mma, simple, wgmma
+from enginesmith.kernels.cuda import CudaSource, LibrarySource
+from enginesmith.kernels.matmul import cublaslt, gemv, mma, simple, triton, wgmma
 from enginesmith.kernels.matmul.problem import MatMulProblem
 from enginesmith.kernels.matmul.problem import cost as matmul_cost
 from enginesmith.plan.target import Target
 
 ALGORITHMS: dict[str, ModuleType] = {"wgmma": wgmma, "mma": mma, "gemv": gemv, "simple": simple}
 """By tactic name. `simple` serves everything."""
+
+OTHERS: dict[str, ModuleType] = {"triton": triton, "cublaslt": cublaslt}
+"""The same, of tactics that come from other sources (kernels/sources.py)."""
 
 LARGE = 2e9
 """Operations from which `wgmma`'s tiles fill the machine."""
@@ -46,9 +49,11 @@ def tactics(problem: Problem, target: Target) -> tuple[Tactic, ...]:
     return tuple(t for name in able for t in ALGORITHMS[name].tactics(problem, target))
 
 
-def emit(problem: Problem, tactic: Tactic, target: Target) -> CudaSource:
+def emit(problem: Problem, tactic: Tactic, target: Target) -> CudaSource | LibrarySource:
     """See `Family`."""
-    source: CudaSource = ALGORITHMS[tactic.name].emit(problem, tactic, target)
+    source: CudaSource | LibrarySource = (ALGORITHMS | OTHERS)[tactic.name].emit(
+        problem, tactic, target
+    )
     return source
 
 
@@ -56,6 +61,6 @@ def pack(
     problem: Problem, tactic: Tactic, target: Target, constants: Mapping[int, np.ndarray]
 ) -> Mapping[int, np.ndarray]:
     """See `Family`."""
-    algorithm = ALGORITHMS[tactic.name]
+    algorithm = (ALGORITHMS | OTHERS)[tactic.name]
     packed: Mapping[int, np.ndarray] = algorithm.pack(problem, tactic, target, constants)
     return packed

@@ -67,7 +67,8 @@ def tactics(problem: MatMulProblem, target: Target) -> tuple[Tactic, ...]:
     sizes, batch = _sizes(problem)
     m, n, k, count = (problem.typical(s) for s in (*sizes, batch))
     vector = factor(sizes[1], 8)
-    found = shapes(m, n, k, count, problem.operands[0].dtype, vector, target)
+    dtype = problem.operands[0].dtype
+    found = shapes(m, n, k, count, dtype, vector, target, problem.tf32)
     return tuple(s.tactic for s in found)
 
 
@@ -88,7 +89,9 @@ def emit(problem: MatMulProblem, tactic: Tactic, target: Target) -> CudaSource:
         counted = [b.shape[i] for i in axes], [b.strides[i] for i in axes]
         seen = matrix(b, 1, (counted[0], [sizes[1]]), (counted[1], [b.strides[-1]]), b.strides[-2])
         loader_b = loader(tile_b, seen, sizes[1], sizes[2], shape.turned(sizes[1]))
-    return Product(problem, shape, loader_a, loader_b, epilogue, values, sizes, batch).source()
+    return Product(
+        problem, shape, loader_a, loader_b, epilogue, values, sizes, batch, problem.tf32
+    ).source()
 
 
 def loader(tile: Tile, m: Matrix, extent: Size, depth: Size, turned: bool = False) -> Loader:

@@ -16,9 +16,11 @@ class MatMulProblem(Problem):
     operands: a (..., M, K), b (..., K, N), extras (..., M, N), y (..., M, N), all plain, of one
     rank, with strides 0 where broadcast; a transposed operand is a matter of its strides. epilogue:
     Arg(0) is the product, Arg(k) is operands[1 + k]. A constant b is packed at build time.
+    tf32: float32 may be rounded to TF32 before it is multiplied (on GPUs).
     """
 
     epilogue: Expr = RESULT
+    tf32: bool = False
 
 
 def cost(problem: Problem) -> Cost:

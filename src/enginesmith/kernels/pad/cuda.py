@@ -14,12 +14,14 @@ from enginesmith.kernels.cuda_nest import (
     RUNS,
     Values,
     Walk,
+    converted,
     grid_of,
     kernel_head,
     value_dtype,
     vector_width,
     ways,
 )
+from enginesmith.kernels.ending import FLOATS
 from enginesmith.kernels.nest import Axis, mergeable, nothing_packed, same
 from enginesmith.kernels.pad.problem import PadProblem
 from enginesmith.kernels.pad.problem import cost as pad_cost
@@ -47,8 +49,10 @@ def why_not(problem: Problem, target: Target) -> str | None:
     if not isinstance(problem, PadProblem) or problem.mode not in _MODES:
         return "not a padding"
     x, y = problem.operands
-    if x.block or y.block or x.dtype != y.dtype or len(x.strides) != len(y.strides):
-        return "operands must be plain, of one rank and dtype"
+    if x.block or y.block or len(x.strides) != len(y.strides):
+        return "operands must be plain and of one rank"
+    if x.dtype != y.dtype and not {x.dtype, y.dtype} <= set(FLOATS):
+        return f"{x.dtype} can't become {y.dtype}"
     return None
 
 
@@ -149,20 +153,26 @@ def _outer(padded: list[_Padded], values: Values) -> str:
 
 def _load(problem: PadProblem, last: _Padded, walk: Walk, values: Values) -> str:
     """C++: the vector v[u], of elements j, j + 1, ... of the last axis."""
+    x, y = problem.operands
     vec, stride, n = walk.width, values.text(last.axis.strides[0]), values.text(last.given)
     fill = f"UNROLL for (int e = 0; e < {vec}; ++e) v[u][e]"
     if last.copied:
         count = str(vec) if walk.whole else "n"
-        load = f"load_some(v[u], p0 + from + j * {stride}, {stride}, {count});"
+        to = "v[u]" if x.dtype == y.dtype else "w"
+        load = f"load_some({to}, p0 + from + j * {stride}, {stride}, {count});"
         if last.axis.strides[0] == 1:
-            width = min(vec, vector_width(problem.operands[0], walk.axes, 0))
-            run = f"load_run<{width}>(v[u], p0 + from + j);"
+            width = min(vec, vector_width(x, walk.axes, 0))
+            run = f"load_run<{width}>({to}, p0 + from + j);"
             load = run if walk.whole else f"if (n == {vec}) {run} else {load}"
+        if x.dtype != y.dtype:
+            element = converted(x.dtype, y.dtype, "w[e]")
+            load = f"{CUDA_TYPES[x.dtype]} w[{vec}] = {{}}; {load} {fill} = {element};"
         return f"    if (inside) {{ {load} }} else {fill} = value;\n"
+    element = converted(x.dtype, y.dtype, f"p0[from + at * {stride}]")
     return f"""\
     UNROLL for (int e = 0; e < {vec}; ++e) {{
       const int at = NAME_at(j + e - {values.text(last.before)}, {n});
-      v[u][e] = inside && at >= 0 && at < {n} ? p0[from + at * {stride}] : value;
+      v[u][e] = inside && at >= 0 && at < {n} ? {element} : value;
     }}
 """
 

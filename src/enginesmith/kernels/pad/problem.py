@@ -10,9 +10,9 @@ from enginesmith.kernels.nest import traffic
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PadProblem(Problem):
-    """operands: x, y, plain, of one rank and dtype. mode: constant (with `value`), reflect, edge or
-    wrap. before: elements added before each axis (negative: removed); those after it follow from
-    y's shape."""
+    """operands: x, y, plain, of one rank and dtype (GPUs: or both floating-point). mode: constant
+    (with `value`), reflect, edge or wrap. before: elements added before each axis (negative:
+    removed); those after it follow from y's shape."""
 
     mode: str
     before: tuple[Size, ...]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from enginesmith.errors import DeviceError
+from enginesmith.runtime.devices import cublas
+from enginesmith.runtime.devices.cublas import CublasLt
 
 INSTALL = "install them with: pip install 'enginesmith[cuda]'"
 
@@ -30,6 +33,13 @@ LOST = frozenset(
     }
 )  # fmt: skip
 """Errors after which the driver refuses all further work of the process."""
+
+REMEDIES = {
+    "CUDA_ERROR_OUT_OF_MEMORY": "use smaller batches, or close other engines and contexts",
+    "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": "update the NVIDIA driver, or build the model again for "
+    "this GPU",
+}
+"""What to do about an error of the driver."""
 
 
 @cache
@@ -73,8 +83,7 @@ def _failure(name: str, status: Any) -> DeviceError:
         if usable
         else "the GPU can't be used by this process any more: start it again"
     )
-    memory = status.name == "CUDA_ERROR_OUT_OF_MEMORY"
-    remedy = "; use smaller batches, or close other engines and contexts" if memory else ""
+    remedy = f"; {REMEDIES[status.name]}" if status.name in REMEDIES else ""
     return DeviceError(f"{name} failed: {status.name}: {reason}{remedy} ({state})", usable)
 
 
@@ -109,7 +118,10 @@ class CudaDevice:
             "COMPUTE_CAPABILITY_MINOR"
         )
         self.multiprocessors = self._attribute("MULTIPROCESSOR_COUNT")
+        self.shared_limit = self._attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
         self.driver_version = call("cuDriverGetVersion")
+        self._cublas: CublasLt | None = None
+        self._lock = threading.Lock()
 
     def _attribute(self, name: str) -> int:
         kinds = driver().CUdevice_attribute
@@ -218,7 +230,7 @@ class CudaDevice:
     # -- code -------------------------------------------------------------------------------------
 
     def module(self, code: bytes) -> int:
-        """Load a cubin (or PTX text)."""
+        """Load a cubin, or PTX text that ends in a zero byte (the driver compiles it)."""
         self.use()
         return int(call("cuModuleLoadData", code))
 
@@ -286,6 +298,14 @@ class CudaDevice:
             bindings.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
         )  # fmt: skip
         return ctypes.string_at(encoded.getPtr(), 128)
+
+    def cublas_lt(self) -> CublasLt:
+        """cuBLASLt on this GPU. DeviceError if the library is missing."""
+        with self._lock:
+            if self._cublas is None:
+                self.use()
+                self._cublas = CublasLt(cublas.library())
+            return self._cublas
 
     # -- graphs -----------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from bench import machine, zoo
 from bench.compare import CONVOLUTIONAL, RESULTS, TRANSFORMERS
+from bench.runners import Arrays
 from enginesmith.cli import display
 from enginesmith.verify.compare import Runner, compare_outputs, reference, worst
 
@@ -43,14 +44,14 @@ class Case:
     shapes: tuple[Shapes, ...] = ({},)
     sizes: Mapping[str, tuple[int | tuple[int, int, int], ...]] | None = None
 
-    def places(self, random: int) -> list[tuple[int, dict[str, tuple[int, ...]]]]:
+    def places(self, random: int, seed: int = 0) -> list[tuple[int, dict[str, tuple[int, ...]]]]:
         """Batches and the shapes with them, by input: the case's own, or so many random ones."""
         if not random or self.sizes is None:
             return [
                 (batch, {name: (batch, *shape) for name, shape in shapes.items()})
                 for batch in self.batches for shapes in self.shapes
             ]  # fmt: skip
-        draw, found = np.random.default_rng(0), []
+        draw, found = np.random.default_rng(seed), []
         for batch in map(int, draw.integers(1, 5, random)):
             shapes = {
                 name: (batch, *(_drawn(size, draw) for size in sizes))
@@ -88,19 +89,29 @@ CASES = (
 @click.option("--precision", type=click.Choice(list(LIMITS)), default="fp32", show_default=True)
 @click.option("--random", type=click.IntRange(min=0), default=0, help="So many random shapes (of "
               "models that take any) instead of the usual ones.")  # fmt: skip
+@click.option(
+    "--samples",
+    type=click.IntRange(min=0),
+    default=0,
+    help="So many samples of random "
+    "shapes (others than those checked) for the build: see `tolerance` of es.build.",
+)
+@click.option("--tolerance", type=float, help="Of the samples' error; the build's own if absent.")
 @click.option("--no-tune", is_flag=True, help="Heuristic tactics: quicker, other kernels.")
 @click.option("--threads", type=click.IntRange(min=1))
 @click.option("--name", default="accuracy", show_default=True, help="Of the file in bench/results.")
 @click.pass_context
 def main(
-    ctx: click.Context, models: str, target: str, precision: str, random: int, no_tune: bool,
-    threads: int | None, name: str,
+    ctx: click.Context, models: str, target: str, precision: str, random: int, samples: int,
+    tolerance: float | None, no_tune: bool, threads: int | None, name: str,
 ) -> None:  # fmt: skip
     """Compare every model's outputs with ONNX Runtime's; exit code 1 if one is over the limit."""
     wanted = models.split(",") if models else [case.model for case in CASES]
     console = display.console()
     results: list[dict[str, Any]] = []
     options = {"target": target, "precision": precision, "tuning": not no_tune, "threads": threads}
+    if samples:
+        options |= {"samples": samples, "tolerance": tolerance}
     for case in CASES:
         if case.model in wanted and not (random and case.sizes is None):
             with console.status(case.model):
@@ -118,13 +129,16 @@ def main(
 
 def check(case: Case, random: int, options: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Build one plan with symbolic dims and compare it at every batch and shape of the case.
-    options: of the build."""
+    options: of the build, but for `samples`, a number of random shapes."""
     import enginesmith as es
 
     model = zoo.load(case.model)
     start = time.perf_counter()
     try:
-        engine = es.build(model, **options)
+        given: dict[str, Any] = {}
+        if count := options.get("samples"):
+            given["samples"] = samples_of(case, model, count)
+        engine = es.build(model, **{**options, **given})
     except Exception as error:  # the table is of all models, whatever one of them does
         return [_failed(case, "-", f"{type(error).__name__}: {error}")]
     took = time.perf_counter() - start
@@ -153,8 +167,19 @@ def check(case: Case, random: int, options: Mapping[str, Any]) -> list[dict[str,
                 "build": took,
             }
         )
+    if given:
+        results[0]["notes"] = list(engine.plan.notes)
     engine.close()
     return results
+
+
+def samples_of(case: Case, model: onnx.ModelProto, count: int) -> list[Arrays]:
+    """Feeds of random shapes that are not among those checked, of two images at most."""
+    shapes = (
+        {name: (min(batch, 2), *shape[1:]) for name, shape in shapes.items()}
+        for batch, shapes in case.places(count, seed=1)
+    )
+    return [zoo.feeds(case.model, model, 2, given) for given in shapes]
 
 
 def unoptimized(model: onnx.ModelProto) -> Runner:

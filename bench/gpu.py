@@ -304,9 +304,10 @@ def draw(files: Sequence[Path], path: Path) -> None:
         for package in ("torch", "onnxruntime-gpu")
         if package in about["versions"]
     )
+    rounds = sorted({run["settings"]["rounds"] for run in runs})
     caption = (
         f"{about['gpu']}, {settings['precision']}, {about['date']}; {versions}\nmedians of "
-        f"{settings['rounds']} interleaved rounds, whiskers: quartiles"
+        f"{' or '.join(map(str, rounds))} interleaved rounds, whiskers: quartiles"
     )
     named = [entry | {"name": f"{name}, {batch}"} for (name, batch), entry in found.items()]
     chart.draw(named, caption, path)

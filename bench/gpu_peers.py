@@ -206,6 +206,8 @@ def onnxruntime(name: str, job: GpuJob) -> GpuRunner:
     session = ort.InferenceSession(
         model.SerializeToString(), options, providers=[("CUDAExecutionProvider", settings)]
     )
+    if "CUDAExecutionProvider" not in session.get_providers():
+        raise RuntimeError("the CUDA provider could not be loaded")
     binding = session.io_binding()
     for key, array in feeds.items():
         binding.bind_ortvalue_input(key, ort.OrtValue.ortvalue_from_numpy(array, "cuda", 0))

@@ -3,13 +3,15 @@
 python -m bench.gpu_soak --model mobilenet_v3_large --seconds 60
 
 Every thread runs batches of changing size from host arrays, and compares each result bit for bit
-with the first one of that batch. In between, the memory of the process and of the GPU are read.
+with the first one of that batch. In between, what the process holds of the host's memory and of the
+GPU's is read.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,11 +66,12 @@ def main(
     import enginesmith as es
 
     console = display.console()
+    held = Held(cuda.cuda_device())
     proto = zoo.load(model)
     feeds = {int(b): zoo.feeds(model, proto, int(b)) for b in batches.split(",")}
     engine = es.build(proto, target="cuda", precision=precision, tuning=not no_tune)
     expected = {batch: engine(given) for batch, given in feeds.items()}
-    tally, curve = soak(engine, feeds, expected, threads, seconds)
+    tally, curve = soak(engine, feeds, expected, threads, seconds, held)
     settled = curve[int(len(curve) * WARM) :]
     growth = {
         key: float(np.median([p[key] for p in settled[-len(settled) // 5 :]]))
@@ -91,7 +94,7 @@ def main(
 
 def soak(
     engine: Any, feeds: Mapping[int, Arrays], expected: Mapping[int, Arrays], threads: int,
-    seconds: float,
+    seconds: float, held: Held,
 ) -> tuple[Tally, list[dict[str, float]]]:  # fmt: skip
     """Run for so long; the tally and bytes of memory in use, read ten times a second."""
     tally, end = Tally(), time.monotonic() + seconds
@@ -109,7 +112,7 @@ def soak(
             left = max(0.0, end - time.monotonic())
             progress.update(task, completed=seconds - left)
             if left:
-                used = {"host": float(memory.status("VmRSS")), "gpu": float(gpu_memory())}
+                used = {"host": float(memory.status("VmRSS")), "gpu": float(held.bytes)}
                 curve.append({"second": seconds - left} | used)
     return tally, curve
 
@@ -131,15 +134,24 @@ def work(
         tally.errors.append(f"{type(error).__name__}: {error}")
 
 
-def gpu_memory() -> int:
-    """Bytes of the GPU in use, by anyone."""
-    from cuda.bindings import driver
+class Held:
+    """Counts the bytes of the GPU's memory that this process holds."""
 
-    cuda.cuda_device().use()
-    status, free, total = driver.cuMemGetInfo()
-    if status != driver.CUresult.CUDA_SUCCESS:
-        raise RuntimeError(f"cuMemGetInfo: {status}")
-    return int(total) - int(free)
+    def __init__(self, device: cuda.CudaDevice) -> None:
+        self.bytes, self._guard = 0, threading.Lock()
+        self._allocate = device.allocate
+        device.allocate = self.allocate  # type: ignore[method-assign]
+
+    def allocate(self, size: int) -> cuda.DeviceMemory:
+        """Instead of the device's own."""
+        memory = self._allocate(size)
+        self._add(size)
+        weakref.finalize(memory, self._add, -size)
+        return memory
+
+    def _add(self, size: int) -> None:
+        with self._guard:
+            self.bytes += size
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from enginesmith.cli import doctor
 from enginesmith.cli.app import app
 from enginesmith.errors import BuildError
+from enginesmith.kernels import sources
 
 
 def test_missing_package_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,3 +79,14 @@ def test_compiler_and_speed_are_seen(artifact_cache: Path) -> None:
     found = {f.what: f for f in doctor.toolchain()}
     assert "zig" in found["compiler"].text
     assert "GFLOP/s" in found["speed"].text
+
+
+def test_sources_of_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What isn't there is no fault, and says how to get it."""
+    monkeypatch.setitem(sources._MISSING, "triton", lambda: "triton is not installed")
+    monkeypatch.setitem(sources._MISSING, "cublaslt", lambda: None)
+    found = {f.what: f for f in doctor.sources()}
+    assert set(found) == {"triton", "cublaslt"}
+    assert all(f.level == "ok" for f in found.values())
+    assert "pip install 'enginesmith[triton]'" in found["triton"].text
+    assert found["cublaslt"].text == "offers GPU kernels"

@@ -132,3 +132,16 @@ def test_rates_of_cards(card: str, precision: str, tera: float) -> None:
 )  # fmt: skip
 def test_other_cards_are_not_known(card: str) -> None:
     assert cuda_peak.rates_of(card) is None
+
+
+def test_tactic_sources(invoke: Callable[..., Result]) -> None:
+    """They reach the build, and a wrong choice is an error that lists what there is."""
+    common = ("build", "tiny.onnx", "-o", "t.plan", "--tactic-sources")
+    built = invoke(*common, "cuda", "--target", "cuda")
+    assert built.exit_code == 0, built.output
+    wrong = invoke(*common, "cuda,cutlass", "--target", "cuda")
+    assert wrong.exit_code == 1
+    assert "'cutlass' is none of cuda, triton, cublaslt" in " ".join(wrong.output.split())
+    cpu = invoke(*common, "cuda", "--target", "cpu")
+    assert cpu.exit_code == 1
+    assert "tactic_sources is a choice for GPUs" in " ".join(cpu.output.split())

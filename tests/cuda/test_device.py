@@ -287,7 +287,7 @@ from tests.cuda.test_runtime import build, context_of, feeds_of
 
 class Nowhere:
     __cuda_array_interface__ = {
-        "shape": (3, 8), "typestr": "<f4", "data": (1 << 40, False), "version": 3}
+        "shape": (3, 8), "typestr": "<f4", "data": ((1 << 46) + 4096, False), "version": 3}
 
 engine = build()
 context = context_of(engine)

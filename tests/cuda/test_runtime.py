@@ -79,6 +79,7 @@ class Foreign:
         self.memory = gpu.allocate(data.nbytes + offset)
         if data.size:
             gpu.copy_in(self.memory.address + offset, data.ctypes.data, data.nbytes, 0)
+            gpu.synchronize(0)
         self.__cuda_array_interface__ = {
             "shape": shape or data.shape,
             "typestr": data.dtype.str,

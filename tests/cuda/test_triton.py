@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper, parser
+from tests.cuda_emulator.device import EmulatedDevice
 
 import enginesmith as es
+from enginesmith.kernels.base import Operand, dense_strides
 from enginesmith.kernels.cuda import SCRATCH
+from enginesmith.kernels.matmul import triton as matmul
+from enginesmith.kernels.matmul.problem import MatMulProblem
 from enginesmith.kernels.sources import why_missing
 from enginesmith.plan import file
 from enginesmith.plan.ptx import unpack_ptx
+from enginesmith.plan.target import Target
+from enginesmith.toolchain.cache import ArtifactCache
+from enginesmith.tuner.cuda_device import CudaTuningDevice
 
 pytestmark = pytest.mark.skipif(
     why_missing("triton") is not None, reason=f"{why_missing('triton')}"
@@ -82,7 +91,7 @@ def test_plans_hold_what_the_compiler_made(isa: str, artifact_cache: Path, tmp_p
         if launch.kernel in kernels:
             assert launch.shared > 0
             assert launch.threads in (128, 256)
-            assert launch.values[-2:] == SCRATCH
+            assert launch.maps or launch.values[-SCRATCH:] == (0,) * SCRATCH
             assert "@triton.jit" in plan.sources[launch.kernel]
     assert kernels <= {module.kernel for module in plan.modules}
     if isa == "sm_80":
@@ -95,6 +104,24 @@ def test_plans_hold_what_the_compiler_made(isa: str, artifact_cache: Path, tmp_p
 def test_without_it_nothing_changes(artifact_cache: Path) -> None:
     plan = build("cuda:sm_90", ("cuda",), artifact_cache).plan
     assert not any(step.tactic.startswith("triton") for step in plan.steps)
+
+
+def test_candidates_that_do_not_compile_are_left_out(
+    fresh_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a warning; a bug of the compiler isn't the end of a build."""
+    target = Target("cuda", "sm_90")
+    owner = CudaTuningDevice(EmulatedDevice(), target, ArtifactCache(fresh_cache))  # type: ignore[arg-type]
+    shapes = (32, 32), (32, 32), (32, 32)
+    problem = MatMulProblem(tuple(Operand("float16", s, dense_strides(s)) for s in shapes))
+    source = matmul.emit(problem, matmul.tactics(problem, target)[0], target)
+    broken = replace(source, text=source.text.replace("tl.dot", "tl.nonsense"))
+    binary = owner.compile(broken)
+    assert not binary
+    assert "a candidate is left out: Triton failed" in caplog.text
+    (trial,) = owner.load(problem, [broken], [binary], [{}], cold=False)
+    assert trial.time(time.perf_counter) == float("inf")
+    owner.close()
 
 
 @pytest.mark.cuda

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from itertools import count
 from typing import Any
 
 import ml_dtypes
@@ -41,7 +42,7 @@ class FakeCublasLt:
         self.calls = self.handles = 0
         self.fail_next: dict[str, int] = {}
         self.alive: dict[int, dict[Any, Any]] = {}
-        self._next = 1
+        self._numbers = count(1)  # threads take them one by one
         for kind, name in (("desc", "Desc"), ("preference", "Preference")):
             self._descriptor(f"cublasLtMatmul{name}", kind, ("compute", "scale"))
         self._descriptor("cublasLtMatrixLayout", "layout", ("dtype", "rows", "columns", "leading"))
@@ -57,9 +58,8 @@ class FakeCublasLt:
             what = dict(zip(fields, values, strict=False))
             if kind == "layout" and not (0 < what["rows"] <= what["leading"] and what["columns"]):
                 return INVALID_VALUE
-            to._obj.value = self._next
-            self.alive[self._next] = what
-            self._next += 1
+            to._obj.value = number = next(self._numbers)
+            self.alive[number] = what
             return SUCCESS
 
         def set_attribute(which: Any, attribute: int, value: Any, size: int) -> int:

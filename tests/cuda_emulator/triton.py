@@ -136,9 +136,9 @@ def _checked(builder: Any, readable: Sequence[Range], writable: Sequence[Range])
         type(builder).create_dot,
     )  # fmt: skip
 
-    def create_masked_load(ptrs: Any, mask: Any, *rest: Any) -> Any:
+    def create_masked_load(ptrs: Any, mask: Any, *rest: Any, **more: Any) -> Any:
         _check(ptrs, mask, readable, "reads")
-        return load(builder, ptrs, mask, *rest)
+        return load(builder, ptrs, mask, *rest, **more)
 
     def create_masked_store(ptrs: Any, value: Any, mask: Any, *rest: Any) -> Any:
         _check(ptrs, mask, writable, "writes")

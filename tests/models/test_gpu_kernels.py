@@ -1,8 +1,9 @@
-"""NVRTC compiles the kernels of every model for every generation of GPUs, without a GPU.
+"""The kernels of every model compile for every generation of GPUs, without a GPU: NVRTC's, and
+Triton's if it is installed.
 
 Of each distinct problem: the candidate that an untuned build takes, and one of every other
 algorithm. A plain run compiles some of a few models' kernels; `--slow`, all of all models' (7,500
-texts, about six minutes on two cores with a cold cache).
+texts, about six minutes on two cores with a cold cache, and some twenty for Triton's).
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from bench.gpu_small import cases_of
 
 from enginesmith.errors import BuildError
 from enginesmith.kernels import FAMILIES
-from enginesmith.kernels.sources import candidates
+from enginesmith.kernels.cuda import CudaSource
+from enginesmith.kernels.sources import OWN, candidates, why_missing
 from enginesmith.plan.target import Target
 from enginesmith.toolchain.cache import ArtifactCache
 from enginesmith.toolchain.nvrtc import compile_cubin
+from enginesmith.toolchain.triton_aot import compile_triton
 
+SOURCES = [source for source in (OWN, "triton") if why_missing(source) is None]
 TARGETS = [Target("cuda", isa) for isa in ("sm_80", "sm_90", "sm_100")]
 
 LARGE = 16
@@ -48,7 +52,11 @@ CASES = [
 ]
 
 
-def texts_of(name: str, batch: int, precision: str) -> set[tuple[Target, str]]:
+Kernels = dict[tuple[Target, str], CudaSource]
+"""By target and name."""
+
+
+def kernels_of(name: str, batch: int, precision: str) -> Kernels:
     """The kernels of a model, each once."""
     if name in zoo.PACKAGE_MODELS:
         try:
@@ -61,30 +69,33 @@ def texts_of(name: str, batch: int, precision: str) -> set[tuple[Target, str]]:
         shapes = {key: array.shape for key, array in zoo.feeds(name, model, batch).items()}
     # The problems are the same for all targets.
     cases = {(c.family, c.problem): c for c in cases_of(model, shapes, precision, TARGETS[0])}
-    texts = set()
+    kernels: Kernels = {}
     for case in cases.values():
         for target in TARGETS:
-            options = candidates(case.family, case.problem, target)
+            options = candidates(case.family, case.problem, target, SOURCES)
             assert options, f"no candidate for {case.problem}"
             for tactic in {option.name: option for option in reversed(options)}.values():
                 source = FAMILIES["cuda"][case.family].emit(case.problem, tactic, target)
-                texts.add((target, source.code))
-    return texts
+                kernels[target, source.name] = source
+    return kernels
 
 
-def compile_all(texts: set[tuple[Target, str]], folder: Path) -> None:
+def compile_all(kernels: Kernels, folder: Path) -> None:
     cache = ArtifactCache(folder)
 
     def compiled(job: tuple[Target, str]) -> str:
-        target, text = job
+        (target, _), source = job, kernels[job]
         try:
-            compile_cubin(text, target, cache)
+            if source.triton is None:
+                compile_cubin(source.code, target, cache)
+            else:
+                compile_triton(source, target, cache)
         except BuildError as error:
             return f"{target}: {error}"
         return ""
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        problems = list(filter(None, pool.map(compiled, texts)))
+        problems = list(filter(None, pool.map(compiled, kernels)))
     assert problems == []
 
 
@@ -92,8 +103,8 @@ def compile_all(texts: set[tuple[Target, str]], folder: Path) -> None:
 def test_some_kernels_compile(
     name: str, batch: int, precision: str, artifact_cache: Path
 ) -> None:  # fmt: skip
-    every = texts_of(name, batch, precision)
-    some = {job for job in every if zlib.crc32(job[1].encode()) % 8 == 0}
+    every = kernels_of(name, batch, precision)
+    some = {job: s for job, s in every.items() if zlib.crc32(s.code.encode()) % 8 == 0}
     assert some
     compile_all(some, artifact_cache)
 
@@ -103,4 +114,4 @@ def test_some_kernels_compile(
 def test_all_kernels_compile(
     name: str, batch: int, precision: str, artifact_cache: Path
 ) -> None:  # fmt: skip
-    compile_all(texts_of(name, batch, precision), artifact_cache)
+    compile_all(kernels_of(name, batch, precision), artifact_cache)

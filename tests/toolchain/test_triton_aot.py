@@ -12,7 +12,7 @@ import pytest
 
 from enginesmith.errors import BuildError
 from enginesmith.kernels import sources
-from enginesmith.kernels.cuda import SCRATCH, CudaSource, Launch, TritonForm
+from enginesmith.kernels.cuda import CudaSource, Launch, TritonForm, unread
 from enginesmith.plan.target import ARCHITECTURES, Target
 from enginesmith.toolchain import triton_aot
 from enginesmith.toolchain.cache import ArtifactCache
@@ -36,7 +36,7 @@ def NAME(p0, p1, v0):
 """
 SQUARE = CudaSource(
     TEXT,
-    (Launch((1, 1, 1), 128, (64, *SCRATCH)),),
+    (Launch((1, 1, 1), 128, unread((64,), ())[0]),),
     triton=TritonForm((("*fp16", 16), ("*fp32", 16), ("i32", 8)), 4, 2),
 )
 
@@ -69,7 +69,7 @@ def test_architectures(isa: str, artifact_cache: Path) -> None:
     text = compile_triton(SQUARE, target, ArtifactCache(artifact_cache)).ptx.decode()
     newer = triton_aot.runs_on_newer(target)
     assert f".target {isa}{'' if newer else 'a'}\n" in text
-    # Two parameters come after those of the launch: `SCRATCH`.
+    # Two parameters come after those of the function.
     assert text.count(".param .u64 .ptr") == 4
     assert f"{SQUARE.name}_param_4" in text
     assert f"{SQUARE.name}_param_5" not in text
@@ -100,7 +100,7 @@ def test_failures_keep_the_source_and_the_log(line: str, said: str, fresh_cache:
     """Also where the compiler dies."""
     text = TEXT.replace("@triton.jit", f"if True:\n{line}\n@triton.jit")
     broken = replace(SQUARE, text=text)
-    with pytest.raises(BuildError, match=r"(?s)Triton failed for cuda:sm_80.*\.\*:") as error:
+    with pytest.raises(BuildError, match=r"(?s)failed for cuda:sm_80.*sources.*\.\*:") as error:
         compile_triton(broken, SM_80, ArtifactCache(fresh_cache))
     assert said in str(error.value)
     kept = {path.suffix: path.read_text() for path in (fresh_cache / "failed").iterdir()}

@@ -19,7 +19,16 @@ import numpy as np
 from enginesmith.codegen.triton_expressions import FLOATS, triton_lines
 from enginesmith.codegen.triton_expressions import why_not as why_not_expression
 from enginesmith.ir.expr import Expr, args_of
-from enginesmith.kernels.base import ITEMSIZE, Problem, Size, Tactic, tactic
+from enginesmith.kernels.base import (
+    ITEMSIZE,
+    Operand,
+    Problem,
+    Size,
+    Tactic,
+    least,
+    mul,
+    tactic,
+)
 from enginesmith.kernels.conv.problem import ConvProblem
 from enginesmith.kernels.cuda import CudaSource, Grid, Launch, TensorMap, TritonForm, unread
 from enginesmith.kernels.cuda_nest import factor
@@ -232,18 +241,23 @@ class Shape:
     copied: bool = False
     """By the copy engine (from 9.0 on)."""
 
+    persistent: bool = False
+    """A block makes several tiles, and reads for the next one while it stores one."""
+
     @property
     def tactic(self) -> Tactic:
         return tactic(
             "triton", m=self.rows, n=self.columns, k=self.depth, warps=self.warps,
-            stages=self.stages, **({"tma": 1} if self.copied else {}),
+            stages=self.stages, **{"tma": 1} if self.copied else {},
+            **{"persistent": 1} if self.persistent else {},
         )  # fmt: skip
 
 
 def shape_of(chosen: Tactic) -> Shape:
     """The shape of a tactic."""
-    numbers = (chosen[key] for key in ("m", "n", "k", "warps", "stages"))
-    return replace(Shape(*numbers), copied=chosen.get("tma") == 1)
+    m, n, k, warps, stages = (chosen[key] for key in ("m", "n", "k", "warps", "stages"))
+    copied, persistent = (chosen.get(key) == 1 for key in ("tma", "persistent"))
+    return Shape(m, n, k, warps, stages, copied, persistent)
 
 
 TILES = (
@@ -254,6 +268,12 @@ TILES = (
 """Rows and columns of a tile, and warps."""
 
 CANDIDATES = 5
+
+COPIES = 3
+"""Candidates that use the copy engine where it serves."""
+
+PERSISTENT = 2
+"""Those of them that are tried as persistent kernels, too."""
 
 LINE = 128
 """Bytes of k in a step."""
@@ -305,24 +325,38 @@ GROUP = 8
 """Rows of tiles that are walked together, column by column: they share the second-level cache."""
 
 
-def walk(s: Shape, rows: str, columns: str, *, batched: bool) -> list[str]:
-    """Statements that find a block's tile: `rm`, `rn` (indices of its rows and columns), `rk` and,
-    if there are several products, `batch`. rows, columns: names of the sizes."""
-    lines = [
-        f"rows, columns = tl.cdiv({rows}, {s.rows}), tl.cdiv({columns}, {s.columns})",
-        "tile = tl.program_id(0)",
-    ]
-    if batched:
-        lines += ["batch = tile // (rows * columns)", "tile = tile % (rows * columns)"]
-    return [
-        *lines,
-        f"first = tile // ({GROUP} * columns) * {GROUP}",
-        f"height = tl.minimum(rows - first, {GROUP})",
-        f"tile = tile % ({GROUP} * columns)",
-        f"rm = (first + tile % height) * {s.rows} + tl.arange(0, {s.rows})",
-        f"rn = tile // height * {s.columns} + tl.arange(0, {s.columns})",
+def tiled(
+    s: Shape, arguments: Arguments, names: tuple[str, str], tiles: tuple[Size, Size, Size],
+    body: Sequence[str], target: Target,
+) -> CudaSource:  # fmt: skip
+    """A kernel whose blocks make one tile each by the statements `body`, or several in turn. They
+    find `row`, `column` (the tile's first ones), `rm`, `rn` (all of them), `rk` and, if there are
+    several products, `batch`. names: of the numbers of rows and columns; tiles: along rows and
+    columns, and products."""
+    rows, columns = names
+    total = mul(*tiles)
+    head = [f"rows, columns = tl.cdiv({rows}, {s.rows}), tl.cdiv({columns}, {s.columns})"]
+    lines = ["place = tile"]
+    if tiles[2] != 1:
+        lines = ["batch, place = tile // (rows * columns), tile % (rows * columns)"]
+    lines += [
+        f"first = place // ({GROUP} * columns) * {GROUP}",
+        f"height, place = tl.minimum(rows - first, {GROUP}), place % ({GROUP} * columns)",
+        f"row, column = (first + place % height) * {s.rows}, place // height * {s.columns}",
+        f"rm, rn = row + tl.arange(0, {s.rows}), column + tl.arange(0, {s.columns})",
         f"rk = tl.arange(0, {s.depth})",
+        *body,
     ]
+    if s.persistent:
+        total = least(total, MULTIPROCESSORS[target.arch])
+        head.append(
+            "for tile in tl.range(tl.program_id(0), rows * columns, tl.num_programs(0), "
+            "flatten=True):"
+        )
+        lines = [f"    {line}" for line in lines]
+    else:
+        head.append("tile = tl.program_id(0)")
+    return arguments.source([*head, *lines], (total, 1, 1), s.warps, s.stages, target)
 
 
 def whole(size: Size, part: int) -> bool:
@@ -355,6 +389,14 @@ class Packed:
         depth, columns = self.size
         return (1, depth) if self.dtype == "float32" else (columns, 1)
 
+    @property
+    def map(self) -> TensorMap:
+        """For the copy engine, in blocks of the tile's; of operand 1."""
+        (depth, columns), s = self.size, self.shape
+        if self.dtype == "float32":
+            return TensorMap(1, self.dtype, (depth, columns), (depth,), (s.depth, s.columns))
+        return TensorMap(1, self.dtype, (columns, depth), (columns,), (s.columns, s.depth))
+
     def pack(self, matrices: np.ndarray) -> np.ndarray:
         """Right factors (..., depth, columns)."""
         *front, depth, columns = matrices.shape
@@ -362,6 +404,41 @@ class Packed:
         answer = np.zeros((*front, *self.size), dtype)
         answer[..., :depth, :columns] = matrices
         return answer.swapaxes(-1, -2) if self.dtype == "float32" else answer
+
+
+def copyable(operand: Operand, stride: Size) -> bool:
+    """Whether the copy engine reads an operand of consecutive elements in rows `stride` apart."""
+    width = ALIGNED // ITEMSIZE[operand.dtype]
+    return factor(operand.alignment, ALIGNED) == ALIGNED and factor(stride, width) == width
+
+
+def also_copied(found: Sequence[Shape], m: int, n: int, target: Target) -> list[Shape]:
+    """Candidates, some of which use the copy engine if there is one, also persistent ones where
+    m x n results are several tiles for each multiprocessor."""
+    wide = [s for s in found if s.rows >= 64 and target.arch >= 90]
+    copied = [replace(s, copied=True) for s in wide[:COPIES]]
+    rest = found[: len(found) - len(copied)]
+    for s in copied[:PERSISTENT]:
+        room = SHARED[target.arch] * 1024 - s.rows * s.columns * 2  # results, while they are stored
+        stages = min(s.stages, room // ((s.rows + s.columns) * LINE))
+        if ceil(m / s.rows) * ceil(n / s.columns) > MULTIPROCESSORS[target.arch] and stages > 1:
+            copied.append(replace(s, stages=stages, persistent=True))
+    return [*copied, *rest][: CANDIDATES + 1]
+
+
+def copied_products(
+    s: Shape, arguments: Arguments, left: TensorMap, right: TensorMap, turned: bool, depth: str
+) -> list[str]:
+    """Statements that compute `sums` of what the copy engine brings: zeros where it reads beyond an
+    end. left: (k, rows), right: (columns, k), or the other way round if `turned`."""
+    a, b = arguments.tensor(left), arguments.tensor(right)
+    return [
+        f"sums = tl.zeros(({s.rows}, {s.columns}), tl.float32)",
+        f"for k in range(0, {depth}, {s.depth}):",
+        f"    x = {a}.load([row, k])",
+        f"    w = {f'{b}.load([column, k]).T' if turned else f'{b}.load([k, column])'}",
+        "    sums = tl.dot(x, w, sums)",  # of float32: rounded to TF32
+    ]
 
 
 def masked(*masks: str) -> str:

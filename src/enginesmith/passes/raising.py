@@ -7,7 +7,8 @@ value that is held in half precision is rounded, and arithmetic is float32's. Th
 2. if an output's error is above the tolerance, layers are raised, the most harmful first. A layer's
    harm is the error it makes alone, with all others in float32, on the sample that is worst. Errors
    of layers are as good as independent, so their squares add up: so many layers are raised that the
-   root of the rest's sum is below the tolerance, and more until the measured error is, too.
+   root of the rest's sum is below the tolerance, and if the measured error isn't, as many more as
+   it takes (by bisection).
 
 What is raised is a layer as `precision.layers` has it: values that share memory or are multiplied
 with one another, weights included.
@@ -34,6 +35,9 @@ HEADROOM = 2.0
 
 ALONE = 64
 """Layers that are judged alone at most; of more, neighbours are judged together."""
+
+FINE = 16
+"""The search for how many layers to raise ends at a share of 1 / FINE of all."""
 
 TOGETHER = 8
 """Evaluations that run side by side and share what doesn't differ. More need more memory."""
@@ -233,11 +237,22 @@ class _Judge:
         raised = 1
         while sum(squares[raised:]) > tolerance**2:
             raised += 1
-        while True:
-            error = max(self.errors([part for part, _ in ranked[:raised]], tolerance).values())
-            if error <= tolerance or raised == len(ranked):
-                return ranked[:raised], error
-            raised = min(raised + (raised + 1) // 2, len(ranked))
+        error = self._error_without(ranked[:raised], tolerance)
+        if error <= tolerance:
+            return ranked[:raised], error
+        few, raised, error = raised, len(ranked), 0.0
+        while raised - few > max(1, len(ranked) // FINE):
+            middle = (few + raised) // 2
+            found = self._error_without(ranked[:middle], tolerance)
+            if found <= tolerance:
+                raised, error = middle, found
+            else:
+                few = middle
+        return ranked[:raised], error
+
+    def _error_without(self, raised: Sequence[tuple[Layer, float]], tolerance: float) -> float:
+        """The largest error of an output with these layers raised, or one above the tolerance."""
+        return max(self.errors([part for part, _ in raised], tolerance).values())
 
     def _tell(self, detail: str) -> None:
         self.done += 1

@@ -41,14 +41,11 @@ class CudaAssembler(Assembler):
         calls: list[LibraryCall] = []
         texts: dict[str, str] = {}
         steps: list[Step] = []
-        for i, step in enumerate(self.parts.steps):
+        for i, (step, source) in enumerate(zip(self.parts.steps, self.emit_all(), strict=True)):
             choice = self.parts.choices[i]
-            emit = self.families[step.family].emit
-            source = emit(step.problem, choice.tactic, self.parts.target)
             if isinstance(source, LibrarySource):
                 calls.append(self.call(i, step, choice, source))
             else:
-                source = triton_aot.finished(source, self.parts.target, self.cache)
                 sources.setdefault(source.name, source)
                 launches += self.step(i, step, choice, source)
             texts[source.name] = source.code
@@ -71,6 +68,21 @@ class CudaAssembler(Assembler):
             code=b"".join(binaries),
             ptx=ptx,
         )
+
+    def emit_all(self) -> list[CudaSource | LibrarySource]:
+        """What each step launches or calls. Triton compiles its kernels first, side by side, since
+        their launches depend on it."""
+        target, cache = self.parts.target, self.cache
+        found: list[CudaSource | LibrarySource] = [
+            self.families[step.family].emit(step.problem, self.parts.choices[i].tactic, target)
+            for i, step in enumerate(self.parts.steps)
+        ]
+        triton = {s.name: s for s in found if isinstance(s, CudaSource) and s.triton is not None}
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            list(pool.map(lambda s: triton_aot.compile_triton(s, target, cache), triton.values()))
+        return [
+            triton_aot.finished(s, target, cache) if isinstance(s, CudaSource) else s for s in found
+        ]
 
     def ptx(self, sources: Sequence[CudaSource]) -> tuple[bytes, str]:
         """The PTX of all kernels, if newer GPUs can run every one of them, and where the plan

@@ -83,7 +83,8 @@ def compile_triton(source: CudaSource, target: Target, cache: ArtifactCache) -> 
         except OSError as error:
             kept = cache.keep_failed(key, ".py", source.code, f"{request}\n{log}")
             raise BuildError(
-                f"Triton failed for {target}; source and log are kept in {kept}:\n{log[-2000:]}"
+                f"Triton failed for {target}; build with tactic_sources that leave it out; source "
+                f"and log are kept in {kept}:\n{log[-2000:]}"
             ) from error
     _check(source, metadata, ptx.decode())
     compiled = Compiled(cubin, ptx, metadata["shared"])

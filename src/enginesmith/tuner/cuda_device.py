@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from enginesmith.errors import DeviceError
+from enginesmith.errors import BuildError, DeviceError
 from enginesmith.kernels.base import ITEMSIZE, Operand, Problem, value_of
 from enginesmith.kernels.cuda import CudaSource, LibrarySource
+from enginesmith.log import logger
 from enginesmith.plan.target import Target
 from enginesmith.runtime.cuda_program import OVERLAPPING, pack_parameters
 from enginesmith.runtime.devices.cublas import PreparedProduct
@@ -62,7 +63,11 @@ class CudaTuningDevice:
             return choose_algorithm(source, self.device)
         assert isinstance(source, CudaSource)
         if source.triton is not None:
-            return triton_aot.compile_triton(source, self.target, self.cache).cubin
+            try:
+                return triton_aot.compile_triton(source, self.target, self.cache).cubin
+            except BuildError as error:  # there are others, and a compiler of others may have bugs
+                logger.warning("a candidate is left out: %s", error)
+                return b""
         return compile_cubin(source.code, self.target, self.cache)
 
     def close(self) -> None:
@@ -136,6 +141,8 @@ class _CudaTrial:
         self, problem: Problem, source: Any, binary: bytes, addresses: Sequence[int],
         packed: Mapping[int, np.ndarray],
     ) -> None:  # fmt: skip
+        if not binary:
+            raise DeviceError("it could not be compiled")
         self.module = self.owner.device.module(binary)
         extra = []
         if source.workspace != 0:

@@ -23,10 +23,11 @@ from tests.kernels.cuda import (
     test_pointwise,
     test_reduce,
     test_softmax,
+    test_triton,
     test_wgmma,
 )
 
-from enginesmith.kernels.base import Problem, Tactic
+from enginesmith.kernels.base import Problem, Tactic, tactic
 from enginesmith.kernels.cuda import CudaSource
 from enginesmith.plan.target import Target
 
@@ -64,6 +65,11 @@ KERNELS: dict[str, Callable[[], Made]] = {
         test_mma.matmul_mma, test_mma.PRODUCTS["scores"], test_mma.SHAPES[0].tactic),
     "matmul_gemv": lambda: first(test_matmul_plain.gemv, test_matmul_plain.VECTORS[0]),
     "matmul_simple": lambda: first(test_matmul_plain.simple, test_matmul_plain.PRODUCTS[8]),
+    "matmul_triton": lambda: (
+        test_triton.matmul, test_triton.PRODUCTS["weights"], test_triton.SHAPES[0].tactic),
+    "conv_triton": lambda: (
+        test_triton.convolution, test_triton.CONVS["residual"], test_triton.SHAPES[1].tactic),
+    "attention_triton": lambda: attention(tactic("triton", m=64, n=32, warps=4, stages=3)),
     "attention_mma": lambda: attention(test_attention.mma(1, 1, 2, 32)),
     "normalization": lambda: of_case(
         test_normalization.layer_norm((37, 768), "float16", residual=True)),
@@ -76,25 +82,31 @@ KERNELS: dict[str, Callable[[], Made]] = {
 }  # fmt: skip
 
 
-def text_of(name: str) -> str:
-    """The launches as comments, then the kernels."""
-    family, problem, tactic = KERNELS[name]()
-    source: CudaSource = family.emit(problem, tactic, TARGET)
-    facts = [f"{tactic}", *map(str, source.launches)]
+def text_of(name: str) -> tuple[str, str]:
+    """(the launches as comments, then the kernels; the name of a file for it)."""
+    family, problem, chosen = KERNELS[name]()
+    source: CudaSource = family.emit(problem, chosen, TARGET)
+    facts = [f"{chosen}", *map(str, source.launches)]
+    comment, suffix = "//", "cu"
+    if source.triton is not None:
+        comment, suffix = "#", "triton"
+        facts.append(f"{source.triton}")
     if source.workspace != 0:
         facts.append(f"workspace {source.workspace} bytes, {source.cleared} of them cleared")
-    return "".join(f"// {fact}\n" for fact in facts) + source.text.rstrip("\n") + "\n"
+    text = "".join(f"{comment} {fact}\n" for fact in facts) + source.text.rstrip("\n") + "\n"
+    return text, f"{name}.{suffix}"
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_text(name: str, pytestconfig: pytest.Config) -> None:
-    file = FOLDER / f"{name}.cu"
+    text, place = text_of(name)
+    file = FOLDER / place
     if pytestconfig.getoption("--update-golden"):
         FOLDER.mkdir(exist_ok=True)
-        file.write_text(text_of(name))
+        file.write_text(text)
         return
-    assert text_of(name) == file.read_text(), (
-        f"{name}.cu isn't what codegen writes now; if that is meant, run this with --update-golden"
+    assert text == file.read_text(), (
+        f"{place} isn't what codegen writes now; if that is meant, run this with --update-golden"
     )
 
 

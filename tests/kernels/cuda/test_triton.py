@@ -10,6 +10,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from tests.cuda_emulator import EmulationError
+from tests.cuda_emulator import run_source as emulate
 from tests.cuda_kernels import run_family
 from tests.kernels.cuda import test_attention as attention_tests
 from tests.kernels.cuda import test_mma as mma_tests
@@ -17,7 +19,9 @@ from tests.kernels.cuda.test_mma import (
     CONVS,
     PRODUCTS,
     RESIDUAL,
+    SCALED,
     TARGET,
+    F,
     array,
     check,
     conv,
@@ -25,7 +29,7 @@ from tests.kernels.cuda.test_mma import (
 )  # fmt: skip
 
 from enginesmith.ir.expr import Arg, call, clip, relu
-from enginesmith.kernels import sources
+from enginesmith.kernels import sources, triton_tile
 from enginesmith.kernels.attention import triton as attention
 from enginesmith.kernels.attention.problem import AttentionProblem
 from enginesmith.kernels.base import tactic
@@ -65,6 +69,69 @@ def allowed(problem: Any) -> Any:
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_product(name: str) -> None:
     check(matmul, allowed(PRODUCTS[name]), SHAPES[list(PRODUCTS).index(name) % 4])
+
+
+COPIED = {
+    "weights": product(array(40, 72), array(72, 48, constant=True)),
+    "tails": product(array(70, 40), array(40, 50, constant=True), array(70, 50)),
+    "rows of b": product(array(40, 72), array(72, 56)),
+    "columns of b": product(array(40, 72), array(72, 50, turned=True)),
+    "bfloat16": product(array(40, 72, dtype="bfloat16"), array(72, 40, dtype="bfloat16")),
+    "float32": product(array(20, 40, **F), array(40, 24, constant=True, **F)),
+    "float32, columns": product(array(20, 40, **F), array(40, 24, turned=True, **F)),
+    "batch is rows": product(array(3, 10, 40), array(1, 40, 24, constant=True)),
+}
+
+
+@pytest.mark.parametrize("name", COPIED)
+def test_copied(name: str) -> None:
+    """By the copy engine."""
+    problem = allowed(COPIED[name])
+    assert matmul.why_not_copied(problem) is None
+    shape = Shape(64, 32, 32 if problem.operands[0].dtype == "float32" else 64, 4, 3, copied=True)
+    check(matmul, problem, shape)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_copied_pixels(dtype: str) -> None:
+    problem = allowed(conv(2, 72, 6, 7, 24, dtype=dtype, extras=("bias", "residual"),
+                           epilogue=RESIDUAL))  # fmt: skip
+    assert convolution.why_not_copied(problem) is None
+    assert "window" in (convolution.why_not_copied(CONVS["3x3"]) or "")
+    assert "pixels" in (convolution.why_not_copied(CONVS["1x1 strided"]) or "")
+    check(convolution, problem, Shape(64, 32, 32, 4, 3, copied=True))
+
+
+@pytest.mark.parametrize("slots", [(3, 25), (1, 8), (0, 2)])
+def test_copied_runtime_rows(slots: tuple[int, ...]) -> None:
+    problem = product(array("d0", "d1", 24), array(1, 24, 40, constant=True), hint=(2, 16))
+    check(matmul, problem, Shape(64, 64, 64, 4, 2, copied=True), slots)
+
+
+@pytest.mark.parametrize("slots", [(70,), (200,), (0,)])
+def test_persistent(slots: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that make several tiles in turn."""
+    monkeypatch.setitem(triton_tile.MULTIPROCESSORS, 90, 3)
+    shape = Shape(64, 32, 64, 4, 2, copied=True, persistent=True)
+    problem = product(array("d0", 72), array(72, 96, constant=True), array("d0", 96), hint=slots)
+    check(matmul, problem, shape, slots)
+    pixels = conv(slots[0], 24, 3, 5, 40, extras=("bias", "residual"), epilogue=RESIDUAL)
+    check(convolution, pixels, shape)
+
+
+@pytest.mark.parametrize(
+    ("problem", "reason"),
+    [
+        (product(array(2, 40, 72), array(2, 72, 40)), "several"),
+        (product(array(40, 72, turned=True), array(72, 40)), "a's rows"),
+        (product(array(40, 36), array(36, 40)), "multiples of 16"),
+        (product(array(40, 40), array(40, 36)), "multiples of 16"),
+        (product(array(40, 40, alignment=8), array(40, 40)), "multiples of 16"),
+    ],
+)
+def test_not_copied(problem: MatMulProblem, reason: str) -> None:
+    assert reason in (matmul.why_not_copied(problem) or "")
+    assert not any(t.get("tma") for t in matmul.tactics(problem, TARGET))
 
 
 @pytest.mark.parametrize("slots", [(3, 25), (1, 8), (0, 2), (40, 2)])
@@ -139,8 +206,7 @@ def test_nan_and_infinity_pass_through() -> None:
 
 REFUSED = {
     "plain": "innermost", "groups": "groups", "merged groups": "groups", "depthwise": "groups",
-    "mask": "bool", "prologue": "prologue", "prologue strided": "prologue",
-    "prologue float32": "prologue", "prologue, odd": "prologue",
+    "mask": "bool",
 }  # fmt: skip
 
 
@@ -152,6 +218,14 @@ def test_conv(name: str) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_convs(name: str) -> None:
     assert REFUSED[name] in (convolution.why_not(CONVS[name], TARGET) or "")
+
+
+def test_refused_prologues() -> None:
+    windowed = replace(CONVS["3x3"], prologue=relu(X))
+    assert "single pixels" in (convolution.why_not(windowed, TARGET) or "")
+    unknown = replace(CONVS["prologue"], prologue=call("round", X))
+    assert "the prologue has round" in (convolution.why_not(unknown, TARGET) or "")
+    assert "prologue" in (convolution.why_not_copied(CONVS["prologue"]) or "")
 
 
 @pytest.mark.parametrize("slots", [(1, 5, 6), (3, 4, 4), (0, 5, 6)])
@@ -232,19 +306,22 @@ def test_compiles(isa: str, artifact_cache: Path) -> None:
         conv("d0", 64, 56, 56, 64, 3, 1, 1, hint=(8,), extras=("bias", "residual"),
              epilogue=RESIDUAL),
         conv(8, 256, 14, 14, 1024),
+        conv(8, 200, 14, 14, 64, extras=("bias", "scale", "shift"), prologue=SCALED),
         conv(1, 24, 14, 14, 40, 5, 2, 2, dtype="bfloat16"),
         attention_tests.problem_of((4, 8, 197, 197, 64, 64), "float16")[0],
         attention_tests.problem_of((4, 8, 128, 128, 80, 80), "bfloat16", "float32", True)[0],
     ]  # fmt: skip
-    for problem in problems:
+    large = product(array(8192, 512), array(512, 4096, constant=True))
+    for problem in (*problems, large):
         family = FAMILIES[type(problem)]
-        for chosen in family.tactics(problem, target)[:2]:
+        for chosen in family.tactics(problem, target)[: 6 if problem is large else 2]:
             source = family.emit(problem, chosen, target)
             compiled = compile_triton(source, target, ArtifactCache(artifact_cache))
             assert compiled.cubin[:4] == b"\x7fELF"
             assert compiled.shared <= SHARED[target.arch] * 1024
             text = compiled.ptx.decode()
             assert ("wgmma.mma" in text) == (isa == "sm_90" and chosen["m"] >= 64)
+            assert ("cp.async.bulk.tensor" in text) == (chosen.get("tma") == 1)
             accesses = [text.find(name) for name in ("ld.global", "cp.async", "st.global")]
             first = min(place for place in accesses if place >= 0)
             assert (-1 < text.find("griddepcontrol.wait") < first) == (target.arch >= 90)
@@ -257,9 +334,11 @@ def test_candidates_make_sense() -> None:
     first = [shape_of(matmul.tactics(p, TARGET)[0]) for p in (large, small)]
     assert first[0].rows * first[0].columns >= 128 * 128
     assert first[1].rows * first[1].columns <= 64 * 64
+    assert not any(t.get("persistent") for t in matmul.tactics(small, TARGET))
     for isa, kib in SHARED.items():
         found = matmul.tactics(large, Target("cuda", f"sm_{isa}"))
-        assert 1 < len(found) <= 5
+        assert 1 < len(found) <= 6
+        assert any(t.get("persistent") for t in found) == (isa in (90, 100))
         assert all(
             s.stages * (s.rows + s.columns) * 128 <= kib * 1024 for s in map(shape_of, found)
         )
@@ -292,3 +371,20 @@ def test_refusals(problem: MatMulProblem, reason: str, monkeypatch: pytest.Monke
 def test_tiles_are_distinct_and_fit_tensor_cores() -> None:
     assert len(set(TILES)) == len(TILES)
     assert all(rows % 16 == 0 and columns % 16 == 0 for rows, columns, _ in TILES)
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        (", mask=(rk < v2 - k)[None, :], other=0.0", "reads 2 bytes"),
+        (", mask=(rm < v0)[:, None] & (rn < v1)[None, :]", "writes 2 bytes"),
+    ],
+)
+def test_the_interpreter_finds_what_masks_prevent(mask: str, said: str) -> None:
+    problem = product(array(37, 45), array(45, 41, constant=True))
+    source = matmul.emit(problem, SHAPES[0].tactic, TARGET)
+    assert source.text.count(mask) == 1
+    arrays = [np.ones((37, 45), np.float16), np.ones((45, 41), np.float16)]
+    packed = matmul.pack(problem, SHAPES[0].tactic, TARGET, {1: arrays[1]})
+    with pytest.raises(EmulationError, match=said):
+        emulate(replace(source, text=source.text.replace(mask, "")), problem, arrays, packed=packed)

@@ -7,13 +7,11 @@ b is packed in whole tiles; other operands are read as they lie.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 
-from enginesmith.kernels.base import ITEMSIZE, Size, Tactic, ceildiv, dense_strides, mul
+from enginesmith.kernels.base import Size, Tactic, ceildiv, dense_strides, mul
 from enginesmith.kernels.cuda import CudaSource, TensorMap
-from enginesmith.kernels.cuda_nest import factor
 from enginesmith.kernels.matmul.problem import MatMulProblem
 from enginesmith.kernels.tile import Matrix, matrix
 from enginesmith.kernels.triton_tile import (
@@ -22,19 +20,19 @@ from enginesmith.kernels.triton_tile import (
     Packed,
     Shape,
     along,
+    also_copied,
     base,
+    copied_products,
+    copyable,
     masked,
     place,
     shape_of,
     shapes,
-    walk,
+    tiled,
     whole,
 )
 from enginesmith.kernels.triton_tile import why_not as why_not_product
 from enginesmith.plan.target import Target
-
-COPIED = 3
-"""Candidates that read by the copy engine where it can."""
 
 LEAST = 16
 """Rows, columns and depth of the smallest product worth it: tensor cores take so many."""
@@ -54,15 +52,14 @@ def tactics(problem: MatMulProblem, target: Target) -> tuple[Tactic, ...]:
     m, n, k, count = (problem.typical(s) for s in (*sizes, batch))
     dtype = problem.operands[0].dtype
     found = shapes(m, n, k, count, dtype, target)
-    if target.arch >= 90 and why_not_copied(problem) is None:
-        copied = [replace(s, copied=True) for s in found if s.rows >= 64][:COPIED]
-        found = [*copied, *found[: len(found) - len(copied)]]
+    if why_not_copied(problem) is None:
+        found = also_copied(found, m, n, target)
     return tuple(s.tactic for s in found)
 
 
 def why_not_copied(problem: MatMulProblem) -> str | None:
-    """None if the copy engine can read both factors: one product, rows of a and of b at multiples of
-    16 bytes."""
+    """None if the copy engine can read both factors: one product, rows of a and of b at multiples
+    of 16 bytes."""
     a, b = problem.operands[:2]
     _, batch = _sizes(problem)
     if batch != 1:
@@ -75,9 +72,8 @@ def why_not_copied(problem: MatMulProblem) -> str | None:
     given = [(a, rows[0][1])]
     if not b.constant:
         given.append((b, right[1] if right[0] == 1 else right[0]))
-    for operand, stride in given:
-        if factor(operand.alignment, 16) < 16 or factor(mul(ITEMSIZE[operand.dtype], stride)) < 16:
-            return "rows that aren't at multiples of 16 bytes"
+    if not all(copyable(operand, stride) for operand, stride in given):
+        return "rows that aren't at multiples of 16 bytes"
     return None
 
 
@@ -130,16 +126,15 @@ def emit(problem: MatMulProblem, tactic: Tactic, target: Target) -> CudaSource:
     s, arguments = shape_of(tactic), Arguments(problem, stored)
     (m, n, k), batch = _sizes(problem)
     rows, columns, depth = (arguments.size(size) for size in (m, n, k))
-    body = walk(s, rows, columns, batched=batch != 1)
-    body += _products(problem, s, arguments, (rows, columns, depth))
+    body = _products(problem, s, arguments, (rows, columns, depth))
     extras = {i - 1: _matrix(problem, i) for i in range(2, len(problem.operands) - 1)}
     in_rows = "" if whole(m, s.rows) else f"rm < {rows}"
     in_columns = "" if whole(n, s.columns) else f"rn < {columns}"
     y = _matrix(problem, len(problem.operands) - 1)
     ending = Ending(problem.epilogue, extras, y, arguments, in_rows, in_columns)
     body += ending.lines("sums", "batch")
-    tiles = mul(ceildiv(m, s.rows), ceildiv(n, s.columns), batch)
-    return arguments.source(body, (tiles, 1, 1), s.warps, s.stages, target)
+    tiles = ceildiv(m, s.rows), ceildiv(n, s.columns), batch
+    return tiled(s, arguments, (rows, columns), tiles, body, target)
 
 
 def _products(
@@ -188,30 +183,18 @@ def _products(
 
 
 def _copied(problem: MatMulProblem, s: Shape, arguments: Arguments, depth: str) -> list[str]:
-    """The same where the copy engine reads both factors: zeros beyond their ends."""
+    """The same where the copy engine reads both factors."""
     (m, n, k), _ = _sizes(problem)
     a, b = _matrix(problem, 0), _right(problem, s)
     ((_, a_row),), ((_, b_row),) = a.rows, b.rows
-    k_b = k
+    left = TensorMap(0, a.dtype, (k, m), (a_row,), (s.depth, s.rows))
     if problem.operands[1].constant:
-        k_b, n = _packed(problem, s).size
-    left = arguments.tensor(TensorMap(0, a.dtype, (k, m), (a_row,), (s.depth, s.rows)))
-    if b.column == 1:
-        box = (s.columns, s.depth)
-        right = arguments.tensor(TensorMap(1, a.dtype, (n, k_b), (b_row,), box))
-        load = f"{right}.load([k, n0])"
+        right = _packed(problem, s).map
+    elif b.column == 1:
+        right = TensorMap(1, b.dtype, (n, k), (b_row,), (s.columns, s.depth))
     else:
-        box = (s.depth, s.columns)
-        right = arguments.tensor(TensorMap(1, a.dtype, (k_b, n), (b.column,), box))
-        load = f"{right}.load([n0, k]).T"
-    return [
-        f"m0, n0 = (first + tile % height) * {s.rows}, tile // height * {s.columns}",
-        f"sums = tl.zeros(({s.rows}, {s.columns}), tl.float32)",
-        f"for k in range(0, {depth}, {s.depth}):",
-        f"    x = {left}.load([m0, k])",
-        f"    w = {load}",
-        "    sums = tl.dot(x, w, sums)",  # of float32: rounded to TF32
-    ]
+        right = TensorMap(1, b.dtype, (k, n), (b.column,), (s.depth, s.columns))
+    return copied_products(s, arguments, left, right, b.column != 1, depth)
 
 
 def pack(

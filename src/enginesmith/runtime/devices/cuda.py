@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -122,6 +122,7 @@ class CudaDevice:
         self.driver_version = call("cuDriverGetVersion")
         self._cublas: CublasLt | None = None
         self._lock = threading.Lock()
+        self._captures = threading.local()
 
     def _attribute(self, name: str) -> int:
         kinds = driver().CUdevice_attribute
@@ -143,7 +144,7 @@ class CudaDevice:
             driver().cuCtxSetCurrent(self._context)
             driver().cuMemFree(pointer)  # at exit the context may be gone already: no check
 
-        return DeviceMemory(size, int(pointer), free)
+        return DeviceMemory(size, int(pointer), partial(self._after_capture, free))
 
     def pinned(self, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Page-locked host memory as an array of bytes, which keeps it alive."""
@@ -156,7 +157,7 @@ class CudaDevice:
             driver().cuCtxSetCurrent(self._context)
             driver().cuMemFreeHost(address)
 
-        weakref.finalize(buffer, free).atexit = False
+        weakref.finalize(buffer, self._after_capture, free).atexit = False
         return np.ctypeslib.as_array(buffer)[:size]
 
     def copy_in(self, to: int, source: int, size: int, stream: int) -> None:
@@ -235,7 +236,7 @@ class CudaDevice:
         return int(call("cuModuleLoadData", code))
 
     def unload(self, module: int) -> None:
-        driver().cuModuleUnload(module)
+        self._after_capture(lambda: driver().cuModuleUnload(module))
 
     def function(self, module: int, name: str, shared: int) -> int:
         """A kernel that may be launched with `shared` bytes of dynamic shared memory."""
@@ -309,6 +310,15 @@ class CudaDevice:
 
     # -- graphs -----------------------------------------------------------------------------------
 
+    def _after_capture(self, free: Callable[[], None]) -> None:
+        """Free something, now or when this thread's capture ends, which it would spoil. (Python's
+        garbage collector may come at any moment.)"""
+        waiting: list[Callable[[], None]] | None = getattr(self._captures, "waiting", None)
+        if waiting is None:
+            free()
+        else:
+            waiting.append(free)
+
     @contextmanager
     def capture(self, stream: int) -> Iterator[list[int]]:
         """Record what is launched on the stream instead of running it. After the block the yielded
@@ -317,14 +327,20 @@ class CudaDevice:
         mode = bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         call("cuStreamBeginCapture", stream, mode)
         made: list[int] = []
+        self._captures.waiting = waiting = list[Callable[[], None]]()
         try:
-            yield made
-        except BaseException:
-            status, graph = bindings.cuStreamEndCapture(stream)
-            if status == bindings.CUresult.CUDA_SUCCESS:
-                bindings.cuGraphDestroy(graph)
-            raise
-        graph = call("cuStreamEndCapture", stream)
+            try:
+                yield made
+            except BaseException:
+                status, graph = bindings.cuStreamEndCapture(stream)
+                if status == bindings.CUresult.CUDA_SUCCESS:
+                    bindings.cuGraphDestroy(graph)
+                raise
+            graph = call("cuStreamEndCapture", stream)
+        finally:
+            self._captures.waiting = None
+            for free in waiting:
+                free()
         try:
             made.append(int(call("cuGraphInstantiate", graph, 0)))
         finally:
@@ -334,7 +350,7 @@ class CudaDevice:
         call("cuGraphLaunch", graph, stream)
 
     def close_graph(self, graph: int) -> None:
-        driver().cuGraphExecDestroy(graph)
+        self._after_capture(lambda: driver().cuGraphExecDestroy(graph))
 
 
 @cache

@@ -47,6 +47,21 @@ def test_shapes(isa, causal, mask, sizes):
     check(cpu, problem, inputs, expected, tolerance=2e-6, targets=[isa])
 
 
+@pytest.mark.parametrize("isa", TARGETS)
+@pytest.mark.parametrize("heads", [1, 2])
+def test_masks_of_windows(isa, heads):
+    """Six batches, three masks: each is for two of them."""
+    q, k, v = floats(1, 6, 2, 17, 8), floats(2, 6, 2, 17, 8), floats(3, 6, 2, 17, 8)
+    values = floats(4, 3, heads, 17, 17)
+    operands = [permuted(x.shape, INTERLEAVED) for x in (q, k, v)]
+    whole = (3, 2, 17, 17)
+    mask, y = spread(whole, values.shape, "float32"), permuted(q.shape, INTERLEAVED)
+    problem = AttentionProblem((*operands, mask, y), scale=0.3)
+    expected = reference(q, k, v, np.tile(values, (2, 1, 1, 1)), 0.3, False)
+    inputs = [q, k, v, np.broadcast_to(values, whole)]
+    check(cpu, problem, inputs, expected, tolerance=2e-6, targets=[isa])
+
+
 def test_sizes_at_run_time():
     q, k = plain(("d0", 2, "d1", 16)), plain(("d0", 2, "d2", 16))
     problem = AttentionProblem((q, k, k, q), (1, 50, 60), scale=0.25)

@@ -125,6 +125,27 @@ def test_attention(scaled: str, mask: str, guard: bool) -> None:
     assert graph.notes == ["recognised 1 attention"]
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_attention_in_windows(bias: bool, heads: int) -> None:
+    """Swin's: a mask for each of an image's three windows, on top of one for all."""
+    b = Builder()
+    q, k, v = (b.reshape(b.input(N, 3, 2, 5, d), 3 * N, 2, 5, d) for d in (4, 4, 3))
+    scores = b.matmul(q, b.transpose(k, 0, 1, 3, 2))
+    if bias:
+        scores = b.call("add", scores, b.const(1, 2, 5, 5, low=-2))
+    images = b.reshape(scores, N, 3, 2, 5, 5)
+    masked = b.call("add", images, b.const(1, 3, heads, 5, 5, low=-2))
+    p = b.emit("softmax", [b.reshape(masked, 3 * N, 2, 5, 5)], SoftmaxAttrs(3))
+    graph = b.result(b.matmul(p, v))
+    assert preserves(graph, run_pipeline, n=2)
+    assert set(ops(graph)) == {"reshape", "attention"}
+    (node,) = (n for n in graph.nodes if n.op == "attention")
+    mask = node.inputs[3]
+    assert mask.data is not None
+    assert mask.shape == (3, 2 if bias or heads == 2 else 1, 5, 5)
+
+
 def test_attention_whose_weights_are_read_elsewhere_stays() -> None:
     b = Builder()
     graph = _attention(b, "", "")

@@ -193,6 +193,8 @@ def _attention(attrs: Any, operands: Sequence[Array], factor: Rounding | None) -
     mask = operands[3] if len(operands) > 3 else None
     scores = attrs.scale * (q @ np.swapaxes(k, -1, -2))
     if mask is not None:
+        if mask.ndim == 4 and 1 < mask.shape[0] < len(scores):  # the windows of several images
+            mask = np.tile(mask, (len(scores) // mask.shape[0], 1, 1, 1))
         scores = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask
     if attrs.causal:
         scores = np.where(np.tri(*scores.shape[-2:]).astype(bool), scores, -np.inf)

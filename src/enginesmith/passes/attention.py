@@ -6,6 +6,13 @@
     %p = softmax(%u) axis=3
     %y = matmul(%p, %v)          ->    %y = attention(%q, %k, %v, %mask) scale=0.125
 
+A mask may also differ from window to window of an image (Swin): then batches are split into images
+and windows around its addition, and the attention's mask has as many batches as there are windows:
+
+    %w = reshape(%u)  (images * windows, heads, q, k) -> (images, windows, heads, q, k)
+    %x = pointwise(%w, %mask) expr=add($0, $1)         mask (1, windows, 1, q, k), a constant
+    %p = softmax(reshape(%x)) axis=3
+
 Exporters guard against rows whose mask is -inf throughout: where(isnan(p), 0, p). The guard goes
 too: attention gives 0 for such rows. Transposes and reshapes around it stay as they are.
 """
@@ -17,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from enginesmith.ir.expr import Arg, Call, Const
-from enginesmith.ir.graph import Graph, Node, Value
+from enginesmith.ir.graph import Graph, Node, Value, constant
 from enginesmith.ir.ops import (
     AttentionAttrs,
     MatMulAttrs,
@@ -110,6 +117,9 @@ def _guard_nodes(value: Value) -> set[Node]:
 def _scores_of(graph: Graph, value: Value) -> _Scores | None:
     mask: Value | None = None
     scale = 1.0
+    windows = _windows_of(graph, value)
+    if windows is not None:
+        value = windows[0]
     product = _product(graph, value)
     if product is None and graph.single_use(value):
         if (parts := _masked(value)) is not None:
@@ -120,7 +130,33 @@ def _scores_of(graph: Graph, value: Value) -> _Scores | None:
             product = _product(graph, value)
     if product is None or any(v.type.rank != 4 or v.dtype != "float32" for v in product.inputs):
         return None
+    if windows is not None:
+        if mask is not None and mask.data is None:
+            return None
+        total = windows[1] if mask is None or mask.data is None else windows[1] + mask.data
+        mask = constant(windows[0].name, np.ascontiguousarray(total))
     return _Scores(product, scale, mask)
+
+
+def _windows_of(graph: Graph, value: Value) -> tuple[Value, np.ndarray] | None:
+    """(scores, what each window of an image adds to them: windows, heads or 1, q, k)."""
+    merge = value.producer
+    if merge is None or merge.op != "reshape" or not graph.single_use(value):
+        return None
+    total = merge.inputs[0]
+    match operands(total, "add"):
+        case (Value() as a, Value() as b) if graph.single_use(total):
+            for split, mask in ((a, b), (b, a)):
+                divide = split.producer
+                if mask.data is None or divide is None or divide.op != "reshape":
+                    continue
+                scores = divide.inputs[0]
+                same = scores.shape == value.shape and scores.shape[1:] == split.shape[2:]
+                wanted = (1, split.shape[1])
+                if same and mask.type.rank == 5 and mask.shape[:2] == wanted:
+                    if graph.single_use(split):
+                        return scores, mask.data[0]
+    return None
 
 
 def _product(graph: Graph, value: Value) -> Node | None:

@@ -44,8 +44,6 @@ def why_not(problem: Problem, target: Target) -> str | None:
         return "operands must be float32"
     if mask and mask[0].dtype not in ("float32", "bool"):
         return f"a mask of {mask[0].dtype}"
-    if mask and mask[0].strides[0] != 0 and not same(mask[0].shape[0], q.shape[0]):
-        return "the mask must have as many batches as q"
     if v.strides[3] != 1 or y.strides[3] != 1:
         return "the last axis of v and y must be consecutive"
     return None
@@ -106,8 +104,11 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> KernelSource:
 
 
 def _at(problem: AttentionProblem, index: int) -> str:
-    """C: operand `index` at the head at hand (b, h)."""
-    return offset(["b", "h"], problem.operands[index].strides[:2])
+    """C: operand `index` at the head at hand (b, h). Masks of fewer batches repeat."""
+    batches, batch = problem.operands[index].shape[0], "b"
+    if index == 3 and not same(batches, problem.operands[0].shape[0]):
+        batch = f"(b % {c_size(batches)})"
+    return offset([batch, "h"], problem.operands[index].strides[:2])
 
 
 def _pack(problem: AttentionProblem, width: int, lanes: int) -> str:

@@ -14,6 +14,7 @@ from enginesmith.passes.constant_folding import constant_folding
 from enginesmith.passes.dead_code import dead_code
 from enginesmith.passes.epilogue_fusion import epilogue_fusion
 from enginesmith.passes.expressions import expressions
+from enginesmith.passes.gathers import lookups, picks
 from enginesmith.passes.identities import identities
 from enginesmith.passes.layer_normalization import layer_normalization
 from enginesmith.passes.merge_matmuls import merge_matmuls
@@ -49,7 +50,7 @@ _CLEANUP: tuple[Pass, ...] = (
 PIPELINE: tuple[Stage, ...] = (
     Stage("shapes", (unify_shapes,)),
     Stage("clean up", (*_CLEANUP, scalar_operands, expressions), repeat=True),
-    Stage("recognise", (layer_normalization, softmax, attention, dead_code)),
+    Stage("recognise", (layer_normalization, softmax, attention, picks, lookups, dead_code)),
     Stage("clean up after", _CLEANUP, repeat=True),
     Stage("fold weights", (pad_into_conv, batch_norm_into_conv, expressions), repeat=True),
     Stage("fuse", (pointwise_fusion, sink_reshapes, reshapes, epilogue_fusion), repeat=True),

@@ -18,6 +18,7 @@ from enginesmith.passes.gathers import lookups, picks
 from enginesmith.passes.identities import identities
 from enginesmith.passes.layer_normalization import layer_normalization
 from enginesmith.passes.merge_matmuls import merge_matmuls
+from enginesmith.passes.moves import moves
 from enginesmith.passes.pad_into_conv import pad_into_conv
 from enginesmith.passes.pointwise_fusion import pointwise_duplication, pointwise_fusion
 from enginesmith.passes.prologue_fusion import prologue_fusion
@@ -50,7 +51,7 @@ _CLEANUP: tuple[Pass, ...] = (
 PIPELINE: tuple[Stage, ...] = (
     Stage("shapes", (unify_shapes,)),
     Stage("clean up", (*_CLEANUP, scalar_operands, expressions), repeat=True),
-    Stage("recognise", (layer_normalization, softmax, attention, picks, lookups, dead_code)),
+    Stage("recognise", (layer_normalization, softmax, attention, picks, lookups, moves, dead_code)),
     Stage("clean up after", _CLEANUP, repeat=True),
     Stage("fold weights", (pad_into_conv, batch_norm_into_conv, expressions), repeat=True),
     Stage("fuse", (pointwise_fusion, sink_reshapes, reshapes, epilogue_fusion), repeat=True),

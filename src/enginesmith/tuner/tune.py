@@ -75,64 +75,93 @@ def tune(
     chosen = [Choice(o[0], ()) for o in options]
     if device is None:
         return chosen
-    order = sorted(range(len(tasks)), key=lambda i: -tasks[i].weight)
-    pending: list[int] = []
-    emitted: dict[int, list[Source]] = {}
-    for i in order:
-        if len(options[i]) == 1:
-            continue
-        family = FAMILIES[target.device][tasks[i].family]
-        emitted[i] = [family.emit(tasks[i].problem, o, target) for o in options[i]]
-        key = timing_key(tasks[i].family, tasks[i].problem, emitted[i], device, cold)
-        known = _read(cache, key, options[i])
-        if known is None:
-            pending.append(i)
-        else:
-            chosen[i] = known
+    pending: list[_Job] = []
+    for i in sorted(range(len(tasks)), key=lambda i: -tasks[i].weight):
+        if len(options[i]) > 1:
+            job = _job(i, tasks[i], options[i], target, device, cold)
+            if (known := _read(cache, job.key, options[i])) is None:
+                pending.append(job)
+            else:
+                chosen[i] = known
+    done = 0
     # Groups, so that a deadline leaves the heaviest problems tuned. Where compilers would disturb
     # the timing they wait for it; else they work ahead.
-    groups = _groups(pending, emitted)
-    done = 0
-    with ThreadPoolExecutor(workers) as pool:
-        compiled: dict[str, Future[bytes]] = {}
-
-        def compile_groups(chosen: Sequence[Sequence[int]]) -> None:
-            for source in (s for group in chosen for i in group for s in emitted[i]):
-                if source.name not in compiled:
-                    compiled[source.name] = pool.submit(device.compile, source)
-
+    with _Compilers(device, workers) as compilers:
         if not device.disturbed:
-            compile_groups(groups)
-        try:
-            for group in groups:
+            compilers.start(pending)
+        for group in _groups(pending):
+            if deadline is not None and clock() > deadline:
+                break
+            compilers.start(group)
+            report(done, len(pending), f"compiling {sum(len(j.sources) for j in group)} candidates")
+            binaries = [compilers.binaries(job) for job in group]
+            for job, compiled in zip(group, binaries, strict=True):
                 if deadline is not None and clock() > deadline:
                     break
-                compile_groups([group])
-                names = {s.name for i in group for s in emitted[i]}
-                report(done, len(pending), f"compiling {len(names)} candidates")
-                binaries = {name: compiled[name].result() for name in names}
-                for i in group:
-                    if deadline is not None and clock() > deadline:
-                        break
-                    task = tasks[i]
-                    report(done, len(pending), f"timing {task.family}")
-                    family = FAMILIES[target.device][task.family]
-                    packed = [
-                        {**task.constants, **family.pack(task.problem, o, target, task.constants)}
-                        for o in options[i]
-                    ]
-                    objects = [binaries[s.name] for s in emitted[i]]
-                    trials = device.load(task.problem, emitted[i], objects, packed, cold)
-                    seconds = time_trials(trials, clock)
-                    key = timing_key(task.family, task.problem, emitted[i], device, cold)
-                    cache.put(key, json.dumps(seconds).encode())
-                    chosen[i] = _choice(options[i], seconds)
-                    done += 1
-        finally:
-            for job in compiled.values():
-                job.cancel()
+                report(done, len(pending), f"timing {job.task.family}")
+                seconds = _time(job, compiled, target, device, cold, clock)
+                cache.put(job.key, json.dumps(seconds).encode())
+                chosen[job.number] = _choice(job.options, seconds)
+                done += 1
     report(len(pending), len(pending), "")
     return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Task `number`, to be timed. sources: its candidates'; key: of their timings."""
+
+    number: int
+    task: Task
+    options: Sequence[Tactic]
+    sources: Sequence[Source]
+    key: str
+
+
+def _job(
+    number: int, task: Task, options: Sequence[Tactic], target: Target, device: Device, cold: bool
+) -> _Job:
+    family = FAMILIES[target.device][task.family]
+    sources = [family.emit(task.problem, option, target) for option in options]
+    key = timing_key(task.family, task.problem, sources, device, cold)
+    return _Job(number, task, options, sources, key)
+
+
+class _Compilers:
+    """Threads that compile candidates, each text once. What is left when they close isn't begun."""
+
+    def __init__(self, device: Device, workers: int) -> None:
+        self._device, self._pool = device, ThreadPoolExecutor(workers)
+        self._compiled: dict[str, Future[bytes]] = {}
+
+    def __enter__(self) -> _Compilers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def start(self, jobs: Sequence[_Job]) -> None:
+        """Begin with what hasn't been begun yet."""
+        for source in (s for job in jobs for s in job.sources):
+            if source.name not in self._compiled:
+                self._compiled[source.name] = self._pool.submit(self._device.compile, source)
+
+    def binaries(self, job: _Job) -> list[bytes]:
+        """A job's machine code, when it is there."""
+        return [self._compiled[source.name].result() for source in job.sources]
+
+
+def _time(
+    job: _Job, binaries: Sequence[bytes], target: Target, device: Device, cold: bool, clock: Clock
+) -> list[float]:
+    """Seconds of each candidate."""
+    task, family = job.task, FAMILIES[target.device][job.task.family]
+    packed = [
+        {**task.constants, **family.pack(task.problem, option, target, task.constants)}
+        for option in job.options
+    ]
+    trials = device.load(task.problem, job.sources, binaries, packed, cold)
+    return time_trials(trials, clock)
 
 
 def time_trials(trials: Sequence[Trial], clock: Clock = time.perf_counter) -> list[float]:
@@ -152,16 +181,16 @@ def time_trials(trials: Sequence[Trial], clock: Clock = time.perf_counter) -> li
     return best
 
 
-def _groups(pending: Sequence[int], emitted: Mapping[int, Sequence[Source]]) -> list[list[int]]:
+def _groups(pending: Sequence[_Job]) -> list[list[_Job]]:
     """Cut into runs of about 24 candidates."""
-    groups: list[list[int]] = []
+    groups: list[list[_Job]] = []
     count = 24
-    for i in pending:
+    for job in pending:
         if count >= 24:
             groups.append([])
             count = 0
-        groups[-1].append(i)
-        count += len(emitted[i])
+        groups[-1].append(job)
+        count += len(job.sources)
     return groups
 
 

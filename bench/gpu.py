@@ -1,6 +1,7 @@
 """Compares models with PyTorch and ONNX Runtime on a GPU, interleaved round by round.
 
 python -m bench.gpu --models resnet50,bert_base --batches 1,8 --peers torch,ort
+python -m bench.gpu --models resnet50:64,dlrm:2048,bert_base
 
 Times are the GPU's own per inference, with inputs and outputs in its memory: events around
 inferences issued back to back (20 ms of them or more), divided by their number. "alone" is the time
@@ -65,8 +66,10 @@ class Settings:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--models", default="resnet50", show_default=True, help="Comma-separated names.")
-@click.option("--batches", default="1", show_default=True, help="Comma-separated batch sizes.")
+@click.option("--models", default="resnet50", show_default=True, help="Comma-separated names; "
+              "NAME:8 is the model at batch 8.")  # fmt: skip
+@click.option("--batches", default="1", show_default=True, help="Comma-separated batch sizes, of "
+              "models named without one.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp16", "bf16", "fp32"]), default="fp16")
 @click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True)
 @click.option("--seconds", default=0.1, show_default=True, help="Each engine's slice of a round.")
@@ -96,7 +99,7 @@ def main(
         return
     machine.gpu()
     settings = Settings(precision, rounds, seconds, budget, peer_limit)
-    cases = [(m, int(b)) for m in models.split(",") for b in batches.split(",")]
+    cases = cases_of(models, batches)
     available = installed_peers(peers, console)
     about = describe(date)
     results: list[dict[str, Any]] = []
@@ -122,6 +125,18 @@ def main(
     if skipped:
         console.print(f"not measured: {'; '.join(skipped)}", style="yellow")
     ctx.exit(code or bool(skipped))
+
+
+def cases_of(models: str, batches: str) -> list[tuple[str, int]]:
+    """Models with their batches. UsageError for a batch that is none."""
+    found = []
+    for name in models.split(","):
+        base, _, own = name.rpartition(":") if ":" in name else (name, "", batches)
+        for batch in own.split(","):
+            if not batch.isdecimal() or int(batch) < 1:
+                raise click.UsageError(f"{batch!r} is no batch size (of {base})")
+            found.append((base, int(batch)))
+    return found
 
 
 def installed_peers(text: str, console: Console) -> list[Peer]:

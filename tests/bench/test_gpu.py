@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import onnx
 import onnx.parser
@@ -114,6 +115,15 @@ def test_compare_says_what_it_left_out(file: Path, tmp_path: Path) -> None:
     found = invoke(compare.main, *arguments, "--folder", str(tmp_path))
     assert found.exit_code == 1
     assert "not measured" in found.output
+
+
+def test_models_with_batches_of_their_own() -> None:
+    assert compare.cases_of("a,b:64,c.onnx", "1,8") == [
+        ("a", 1), ("a", 8), ("b", 64), ("c.onnx", 1), ("c.onnx", 8),
+    ]  # fmt: skip
+    for wrong in ("a:x", "a:0", "a:"):
+        with pytest.raises(click.UsageError, match="is no batch size"):
+            compare.cases_of(wrong, "1")
 
 
 def test_peers_by_name_and_group() -> None:

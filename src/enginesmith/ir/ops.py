@@ -206,6 +206,16 @@ class CumSumAttrs:
 
 
 @dataclass(frozen=True, slots=True)
+class SqueezeExciteAttrs:
+    """outer(w2 inner(w1 mean(x))): inputs x, w1, w2, the `extras` further operands of `inner`, then
+    those of `outer`; Arg(0) is the product. Inserted by passes for GPUs."""
+
+    inner: Expr
+    outer: Expr
+    extras: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class LayoutAttrs:
     """Copy into the output type's layout (inserted by the layout pass)."""
 
@@ -214,7 +224,7 @@ Attrs: TypeAlias = (
     PointwiseAttrs | ConvAttrs | ConvTransposeAttrs | MatMulAttrs | AttentionAttrs | ReduceAttrs
     | SoftmaxAttrs | NormalizationAttrs | PoolAttrs | ResizeAttrs | ConcatAttrs | SliceAttrs
     | TransposeAttrs | ReshapeAttrs | ExpandAttrs | PadAttrs | GatherAttrs | ScatterAttrs
-    | RangeAttrs | ShapeAttrs | CumSumAttrs | LayoutAttrs
+    | RangeAttrs | ShapeAttrs | CumSumAttrs | SqueezeExciteAttrs | LayoutAttrs
 )  # fmt: skip
 
 
@@ -250,6 +260,7 @@ OPS: dict[str, OpSchema] = {
     "range": OpSchema(RangeAttrs, 0),
     "shape": OpSchema(ShapeAttrs, 0),
     "cumsum": OpSchema(CumSumAttrs, 1),
+    "squeeze_excite": OpSchema(SqueezeExciteAttrs, -1),
     "layout": OpSchema(LayoutAttrs, 1),
 }
 

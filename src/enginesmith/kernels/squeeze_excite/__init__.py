@@ -1,0 +1,1 @@
+"""Squeeze-and-excitation: gates for the channels of an image from their means."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import platform
@@ -140,7 +141,9 @@ class ThreadPool:
         ]
         for worker in self._workers:
             worker.start()
-        self._stop = weakref.finalize(self, _stop, library, memory)
+        self._memory = memory
+        weakref.finalize(self, _stop, library, memory).atexit = False  # see _at_exit
+        _POOLS.add(self)
 
     def reserve(self, scratch: int) -> None:
         """Give each thread at least `scratch` bytes. Not during a run."""
@@ -154,7 +157,7 @@ class ThreadPool:
 
     def close(self) -> None:
         """Stop the threads and wait for them. Not during a run."""
-        self._stop()
+        _stop(self._library, self._memory)
         for worker in self._workers:
             worker.join()
 
@@ -207,7 +210,18 @@ class Program:
         self._pool = None
 
 
+_POOLS: weakref.WeakSet[ThreadPool] = weakref.WeakSet()
 _PROGRAMS: weakref.WeakSet[Program] = weakref.WeakSet()
+
+
+def _at_exit() -> None:
+    """Let every thread leave the plans' code: when the interpreter ends it frees what daemon
+    threads hold, the memory that this code works in, too. Runs in progress are waited for; what is
+    enqueued behind them fails."""
+    for program in list(_PROGRAMS):
+        program.close()
+    for pool in list(_POOLS):
+        pool.close()
 
 
 def _after_fork() -> None:
@@ -216,3 +230,4 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)

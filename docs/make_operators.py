@@ -38,9 +38,11 @@ Written by `python docs/make_operators.py`, which runs ONNX's own test cases thr
 edit it.
 
 Element types: float32 everywhere; float64, float16, int64, int32, int8, uint8 and bool wherever
-elements are moved, compared or computed one by one. What can't be built is refused with an error
-that names the node, the reason and, where there is one, the remedy: nothing falls back to another
-runtime. `enginesmith check model.onnx` lists all that stands in the way of a model.
+elements are moved, compared or computed one by one. What isn't served below runs on the host,
+through `onnx.reference`, slowly and said aloud, if the shapes of its results don't depend on data
+and it has no subgraphs ([host steps](architecture.md#host-steps)); on this page it counts as
+refused. The rest is refused with an error that names the node, the reason and, where there is one,
+the remedy. `enginesmith check model.onnx` lists both.
 
 Weights, and operands that decide shapes (axes, the target of Reshape), have to be constants of the
 model or computed from shapes. Some cases feed them at run time; they are run with constants in

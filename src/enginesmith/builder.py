@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from enginesmith.errors import BuildError, ModelError, Problem, UnsupportedError
-from enginesmith.frontend import import_model
+from enginesmith.frontend import host_notes, import_model
 from enginesmith.ir import dims
 from enginesmith.ir.graph import Graph
 from enginesmith.ir.verifier import verify
 from enginesmith.kernels import FAMILIES
 from enginesmith.kernels.sources import OWN, chosen
 from enginesmith.knobs import knobs
+from enginesmith.log import logger
 from enginesmith.passes.channels_last import assign_channels_last
 from enginesmith.passes.layout import assign_layouts
 from enginesmith.passes.pipeline import run_pipeline
@@ -118,7 +119,7 @@ def build(
     tuning: bool = True, threads: int | None = None, cache: str | os.PathLike[str] | None = None,
     progress: ProgressCallback | None = None, tf32: bool = False,
     samples: Samples | None = None, tolerance: float | None = None,
-    tactic_sources: Sequence[str] | None = None,
+    tactic_sources: Sequence[str] | None = None, host_steps: bool = True,
 ) -> Engine:  # fmt: skip
     """Build an engine from an ONNX model (path, bytes or ModelProto).
 
@@ -138,6 +139,8 @@ def build(
     which of kernels/sources.py's compilers and libraries GPU kernels may come from, such as
     ("cuda", "triton"); without "cuda", our own kernels serve what the others don't. Default: our
     own on GPUs where these were measured to be fastest (sm_90), elsewhere all that are installed.
+    host_steps: nodes that have no kernel may run on the host through `onnx.reference`; the report's
+    notes and a warning of the logger list each with what it costs. False refuses them.
 
     Raises ModelError (all problems of the model at once), UnsupportedError, BuildError, FeedError
     for samples that don't fit the model (all problems at once), and DeviceError if there is no
@@ -148,7 +151,9 @@ def build(
     machine = _target(target, precision, tf32)
     sources = _sources(machine, tactic_sources)
     _check_samples(precision, samples, tolerance)
-    graph, ranges = _read(model, shapes or {}, tell)
+    graph, ranges = _read(model, shapes or {}, tell, host_steps)
+    for note in host_notes(graph):
+        logger.warning("%s", note)
     _optimize(graph, machine, precision, tell)
     if samples is not None:
         _raise(graph, ranges, precision, samples, tolerance, tell)
@@ -286,12 +291,12 @@ def _elsewhere(target: str) -> str:
 
 
 def _read(
-    model: Source, shapes: Mapping[str, ShapeLike], tell: ProgressCallback
+    model: Source, shapes: Mapping[str, ShapeLike], tell: ProgressCallback, host_steps: bool
 ) -> tuple[Graph, tuple[SymbolRange, ...]]:
     """The imported graph and its symbols' ranges."""
     tell(Progress("import", 0, 1))
     fixed = {k: v.fixed() if isinstance(v, Profile) else tuple(v) for k, v in shapes.items()}
-    graph = import_model(model, fixed)
+    graph = import_model(model, fixed, host_steps)
     ranges = symbol_ranges(graph, shapes)
     tell(Progress("import", 1, 1))
     return graph, ranges
@@ -444,12 +449,13 @@ def _task(step: Lowered, count: int, family: Any) -> Task:
 
 def check_model(
     model: Source, shapes: Mapping[str, ShapeLike] | None = None, target: str = "cpu",
-    precision: str = "fp32",
+    precision: str = "fp32", host_steps: bool = True,
 ) -> tuple[Problem, ...]:  # fmt: skip
-    """Everything that stands in the way of building `model`, all at once; empty if nothing does."""
+    """Everything that stands in the way of building `model`, all at once; empty if nothing does.
+    Arguments as `build`."""
     try:
         machine = _target(target, precision)
-        graph, ranges = _read(model, shapes or {}, lambda _: None)
+        graph, ranges = _read(model, shapes or {}, lambda _: None, host_steps)
         _optimize(graph, machine, precision, lambda _: None)
         _lower(graph, machine, {r.name: r.opt for r in ranges})
     except ModelError as error:

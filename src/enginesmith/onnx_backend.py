@@ -6,7 +6,9 @@
 
 Engines are built untuned (`tuning=True` times candidates, as `enginesmith.build` does by default),
 and every other option of `enginesmith.build` can be given by name. What can't be built raises
-UnsupportedError or ModelError, which list the nodes and the reasons; there is no fallback.
+UnsupportedError or ModelError, which list the nodes and the reasons. Nothing runs on the host
+through onnx.reference, whose results the backend is compared with, unless `host_steps=True` asks
+for it.
 """
 
 from __future__ import annotations
@@ -67,19 +69,22 @@ class EnginesmithBackend(Backend):
     @classmethod
     def is_compatible(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> bool:
         """Whether every node of the model can be built; kwargs: those of `check_model`."""
-        return cls.supports_device(device) and not check_model(model, **kwargs)
+        if not cls.supports_device(device):
+            return False
+        return not check_model(model, host_steps=kwargs.pop("host_steps", False), **kwargs)
 
     @classmethod
     def prepare(
-        cls, model: Source, device: str = "CPU", *, tuning: bool = False, **kwargs: Any
-    ) -> EnginesmithRep:
+        cls, model: Source, device: str = "CPU", *, tuning: bool = False, host_steps: bool = False,
+        **kwargs: Any,
+    ) -> EnginesmithRep:  # fmt: skip
         """Build `model`. kwargs: options of `enginesmith.build`.
 
         Raises ModelError, UnsupportedError (both list everything found) and BuildError.
         """
         if not cls.supports_device(device):
             raise BuildError(f"device {device!r} isn't supported; use 'CPU'")
-        return EnginesmithRep(build(model, tuning=tuning, **kwargs))
+        return EnginesmithRep(build(model, tuning=tuning, host_steps=host_steps, **kwargs))
 
     @classmethod
     def run_model(

@@ -55,7 +55,7 @@ def _refused() -> Iterator[None]:
 
 
 class EmulatedDevice:
-    """One GPU. launches, replays, allocations: how often; lost: what it fails with from now on."""
+    """One GPU. launches, replays, host_calls: how often; lost: what it fails with from now on."""
 
     ordinal = 0
     name = "emulated GPU"
@@ -66,7 +66,7 @@ class EmulatedDevice:
 
     def __init__(self, arch: int = 90) -> None:
         self.arch = arch
-        self.launches = self.replays = self.captures = 0
+        self.launches = self.replays = self.captures = self.host_calls = 0
         self.allocated = 0
         self.fail_next: dict[str, DeviceError] = {}
         self._handles: dict[int, Any] = {}
@@ -154,6 +154,18 @@ class EmulatedDevice:
 
     def synchronize(self, stream: int) -> None:
         self._check("synchronize")
+
+    def call_host(self, function: int, stream: int) -> None:
+        self._check("call_host")
+        call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)
+
+        def run() -> None:
+            self.host_calls += 1
+            thread = threading.Thread(target=call, args=(None,))  # never the caller's
+            thread.start()
+            thread.join()
+
+        self._do(run)
 
     def module(self, code: bytes) -> int:
         text = code.removesuffix(b"\0").decode()

@@ -14,6 +14,7 @@ from enginesmith.cli.options import (
     Duration,
     build_options,
     example,
+    host_option,
     merge_shapes,
     sources_option,
     threads_option,
@@ -51,6 +52,7 @@ from enginesmith.cli.options import (
     "--tolerance", type=click.FloatRange(min=0, min_open=True),
     help="Error of an output on the samples to stay below: 5e-3 in fp16, 3e-2 in bf16 if absent.",
 )  # fmt: skip
+@host_option
 @sources_option
 @threads_option
 @click.option("-v", "--verbose", is_flag=True, help="Print the whole build report.")
@@ -66,6 +68,7 @@ def build(
     tf32: bool,
     samples: tuple[Path, ...],
     tolerance: float | None,
+    host_steps: bool,
     tactic_sources: tuple[str, ...] | None,
     threads: int | None,
     verbose: bool,
@@ -88,6 +91,7 @@ def build(
             tf32=tf32,
             samples=read_samples(samples) if samples else None,
             tolerance=tolerance,
+            host_steps=host_steps,
             tactic_sources=tactic_sources,
             threads=threads,
             progress=listener,

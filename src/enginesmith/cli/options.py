@@ -165,6 +165,14 @@ def threads_option(command: Command) -> Command:
     )(command)
 
 
+def host_option(command: Command) -> Command:
+    """--no-host-steps."""
+    return click.option(
+        "--no-host-steps", "host_steps", is_flag=True, flag_value=False, default=True,
+        help="Refuse nodes that have no kernel instead of running them on the host.",
+    )(command)  # fmt: skip
+
+
 def sources_option(command: Command) -> Command:
     """--tactic-sources."""
     return click.option(

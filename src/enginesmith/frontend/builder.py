@@ -25,6 +25,7 @@ from enginesmith.ir.ops import (
     Attrs,
     ExpandAttrs,
     GatherAttrs,
+    HostAttrs,
     PointwiseAttrs,
     RangeAttrs,
     ReshapeAttrs,
@@ -94,6 +95,14 @@ class GraphBuilder:
         output = Value(self.hint, type_)
         self.graph.nodes.append(Node(op, inputs, [output], attrs, (self.source,)))
         return output
+
+    def host(
+        self, inputs: Sequence[Value], attrs: HostAttrs, types: Sequence[TensorType]
+    ) -> list[Value]:
+        """Add a host step; returns its outputs."""
+        outputs = [Value(f"{self.hint}.{i}" if i else self.hint, t) for i, t in enumerate(types)]
+        self.graph.nodes.append(Node("host", inputs, outputs, attrs, (self.source,)))
+        return outputs
 
     def constant(self, data: Any, name: str | None = None) -> Value:
         """A constant of `data`'s dtype and shape."""

@@ -13,6 +13,7 @@ from enginesmith.errors import ModelError, Problem, UnsupportedError
 from enginesmith.frontend.builder import GraphBuilder
 from enginesmith.frontend.checks import ordered, schema_problem, structure_problems
 from enginesmith.frontend.composites import expand, is_composite
+from enginesmith.frontend.host_ops import host_step, note_of
 from enginesmith.frontend.importers import IMPORTERS, importer_for
 from enginesmith.frontend.node import (
     FixedSize,
@@ -35,26 +36,32 @@ InputShapes = Mapping[str, Sequence[int | str | None] | None]
 _UNKNOWN = ("", "?", "-1", "None")
 
 
-def import_model(source: Source | Model, shapes: InputShapes | None = None) -> Graph:
+def import_model(
+    source: Source | Model, shapes: InputShapes | None = None, host_steps: bool = False
+) -> Graph:
     """The model as a Graph.
 
     `shapes`: per input name a shape of ints (fixed), strings (named symbols) and None (as in the
     file). Inputs left out, or None, keep the file's shape, where names are symbols and unknown
     sizes become symbols such as `x_2`; symbols that must have one value (channels of a convolution)
-    get it. ModelError: the model or a shape is wrong; UnsupportedError: valid, but not importable.
-    Both list everything found.
+    get it. host_steps: nodes that no importer serves may run on the host (`host_ops.py`); notes of
+    the graph list them. ModelError: the model or a shape is wrong; UnsupportedError: valid, but not
+    importable. Both list everything found.
     """
     model = read_model(source)
     fixed: dict[str, FixedSize] = {}
     while True:
         try:
-            return _Import(model, fixed).run(shapes or {})
+            return _Import(model, fixed, host_steps).run(shapes or {})
         except FixedSize as found:  # once per symbol at most: it is a number from now on
             fixed[found.symbol] = found
 
 
 class _Import:
-    def __init__(self, model: Model, fixed: Mapping[str, FixedSize]) -> None:
+    def __init__(self, model: Model, fixed: Mapping[str, FixedSize], host_steps: bool) -> None:
+        self.host_steps = host_steps
+        self.hosted: dict[int, str] = {}
+        """By id of a host step: the note about it."""
         self.model = model
         self.fixed = fixed
         self.proto = model.proto.graph
@@ -91,6 +98,7 @@ class _Import:
         self._add_outputs()
         self._raise_problems()
         self._drop_dead_nodes()
+        self.graph.notes += [self.hosted[id(n)] for n in self.graph.nodes if n.op == "host"]
         return self.graph
 
     def _raise_problems(self) -> None:
@@ -116,7 +124,7 @@ class _Import:
                         "export the model with standard ONNX operators",
                     )
                 )
-            elif not self._is_importable(node.op_type):
+            elif not self._is_importable(node.op_type) and not self.host_steps:
                 self.unsupported.append(
                     Problem(label(node), f"no importer for operator {node.op_type}")
                 )
@@ -252,6 +260,8 @@ class _Import:
     def _import_node(self, node: onnx.NodeProto) -> None:
         if any(name in self.failed for name in node.input):
             self.failed.update(node.output)
+            if self.host_steps and not self.composite and not self._is_importable(node.op_type):
+                self._doubt(node)
             return
         self.builder.source = self.composite or label(node)
         self.builder.hint = next(filter(None, node.output), label(node))
@@ -259,6 +269,8 @@ class _Import:
         read = [i for i, name in enumerate(node.output) if name in self.read]
         view = OnnxNode(node, self.opset, inputs, max(read, default=0) + 1)
         function = importer_for(node.op_type, self.opset)
+        assumed = len(self.graph.assumptions)
+        results: Sequence[Value | None]
         try:
             if node.op_type == "Constant":
                 results = [self._constant_node(view)]
@@ -267,8 +279,10 @@ class _Import:
                     raise Unsupported(
                         f"no importer for operator {node.op_type}, which it consists of"
                     )
-                self.failed.update(node.output)  # _check_nodes has listed it
-                return
+                if not self.host_steps or node.domain not in STANDARD:
+                    self.failed.update(node.output)  # _check_nodes has listed it
+                    return
+                raise Unsupported(f"no importer for operator {node.op_type}")
             elif function is None:
                 self._import_composite(node, inputs)
                 return
@@ -278,27 +292,61 @@ class _Import:
             if len(results) < view.outputs:
                 raise Unsupported(f"{view.outputs} outputs of {node.op_type}")
         except Refusal as error:
-            self._fail(self.builder.source, error, node.output)
-            return
+            try:
+                del self.graph.assumptions[assumed:]
+                results = self._on_host(view, error)
+            except Refusal as last:
+                self._fail(self.builder.source, last, node.output)
+                return
         except (ValueError, TypeError, LookupError, ArithmeticError) as error:
             # The operands don't fit what the operator demands, in a way no importer foresaw.
             refusal = Invalid(f"{node.op_type} doesn't fit its operands: {error}")
             self._fail(self.builder.source, refusal, node.output)
             return
         for name, value in zip(node.output, results, strict=False):
-            if name:
+            if name and value is not None:
                 self.values[name] = value
 
+    def _doubt(self, node: onnx.NodeProto) -> None:
+        """List a node that might run on the host, if only its operands were known."""
+        if node.domain in STANDARD:  # else _check_nodes has listed it
+            reason = f"no importer for operator {node.op_type}"
+            tail = "; could it run on the host? What it reads can't be imported either"
+            self.unsupported.append(Problem(label(node), reason + tail))
+
+    def _on_host(self, view: OnnxNode, refusal: Refusal) -> Sequence[Value | None]:
+        """The node's outputs as those of a host step; raises `refusal`, or a longer one, if that
+        can't be. (A composite operator goes there as a whole.)"""
+        if not self.host_steps or self.composite or isinstance(refusal, Invalid):
+            raise refusal
+        wanted = [name in self.read for name in view.proto.output]
+        results = host_step(self.builder, view, wanted, refusal)
+        made = next((v.producer for v in results if v is not None and v.producer), None)
+        if made is not None:
+            tensors = len(made.outputs) + sum(not v.is_constant for v in made.inputs)
+            reason = "; ".join(filter(None, (refusal.reason, refusal.remedy)))
+            self.hosted[id(made)] = note_of(
+                self.builder.source, view.proto.op_type, reason, tensors
+            )
+        return results
+
     def _import_composite(self, node: onnx.NodeProto, inputs: Sequence[Value | None]) -> None:
-        """The nodes an operator is defined by, under its own name."""
+        """The nodes an operator is defined by, under its own name. If one of them can't be imported
+        and the operator as a whole may run on the host, Unsupported says why."""
         nodes = expand(node, self.opset, inputs)
         outermost = not self.composite
+        before, failed = len(self.unsupported), set(self.failed)
         self.composite = self.composite or label(node)
         self.read.update(name for inner in nodes for name in inner.input)
         for inner in nodes:
             self._import_node(inner)
         if outermost:
             self.composite = ""
+            found = self.unsupported[before:]
+            if found and self.host_steps:
+                del self.unsupported[before:]
+                self.failed = failed
+                raise Unsupported(found[0].reason, found[0].remedy)
 
     def _constant_node(self, node: OnnxNode) -> Value:
         if node.has("value"):
@@ -366,7 +414,7 @@ class _Import:
         live = {id(v) for v in self.graph.outputs}
         kept = []
         for node in reversed(self.graph.nodes):
-            if id(node.output) in live:
+            if any(id(v) in live for v in node.outputs):
                 live.update(id(v) for v in node.inputs)
                 kept.append(node)
             else:

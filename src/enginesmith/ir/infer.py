@@ -28,9 +28,11 @@ from enginesmith.ir.ops import (
 )
 from enginesmith.ir.types import TensorType, broadcast
 
-CHOSEN_SHAPE = frozenset({"slice", "pool", "resize", "reshape", "expand", "range", "layout"})
+CHOSEN_SHAPE = frozenset(
+    {"slice", "pool", "resize", "reshape", "expand", "range", "layout", "host"}
+)
 """Operators whose output shape is a choice of the node (stored in its output's type), not a
-consequence of its operands. `range` chooses its dtype too."""
+consequence of its operands. `range` chooses its dtype too, `host` the types of all its outputs."""
 
 
 def infer(
@@ -42,6 +44,8 @@ def infer(
     """
     if op == "pointwise":
         return _pointwise(attrs, inputs)
+    if op == "host":
+        raise ValueError("the outputs' types of a host step are the importer's to infer")
     own = inputs[: OPS[op].inputs + OPS[op].optional] if OPS[op].inputs >= 0 else inputs
     if op in CHOSEN_SHAPE:
         if chosen is None:

@@ -216,6 +216,18 @@ class SqueezeExciteAttrs:
 
 
 @dataclass(frozen=True, slots=True)
+class HostAttrs:
+    """What `onnx.reference` computes on the host, for want of a lowering; the only operator that
+    may have several outputs. operator: of ONNX; node: its NodeProto as text (runtime/host_node.py),
+    of version `opset` of the standard domain. Inputs and outputs are those the node names, but
+    for outputs that nobody reads."""
+
+    operator: str
+    node: str
+    opset: int
+
+
+@dataclass(frozen=True, slots=True)
 class LayoutAttrs:
     """Copy into the output type's layout (inserted by the layout pass)."""
 
@@ -224,7 +236,7 @@ Attrs: TypeAlias = (
     PointwiseAttrs | ConvAttrs | ConvTransposeAttrs | MatMulAttrs | AttentionAttrs | ReduceAttrs
     | SoftmaxAttrs | NormalizationAttrs | PoolAttrs | ResizeAttrs | ConcatAttrs | SliceAttrs
     | TransposeAttrs | ReshapeAttrs | ExpandAttrs | PadAttrs | GatherAttrs | ScatterAttrs
-    | RangeAttrs | ShapeAttrs | CumSumAttrs | SqueezeExciteAttrs | LayoutAttrs
+    | RangeAttrs | ShapeAttrs | CumSumAttrs | SqueezeExciteAttrs | HostAttrs | LayoutAttrs
 )  # fmt: skip
 
 
@@ -261,6 +273,7 @@ OPS: dict[str, OpSchema] = {
     "shape": OpSchema(ShapeAttrs, 0),
     "cumsum": OpSchema(CumSumAttrs, 1),
     "squeeze_excite": OpSchema(SqueezeExciteAttrs, -1),
+    "host": OpSchema(HostAttrs, -1),
     "layout": OpSchema(LayoutAttrs, 1),
 }
 

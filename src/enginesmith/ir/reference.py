@@ -13,8 +13,9 @@ import numpy as np
 
 from enginesmith.ir import dims, expr
 from enginesmith.ir.graph import Graph, Node, Value
-from enginesmith.ir.ops import OPS, Attrs, epilogue_of
+from enginesmith.ir.ops import OPS, Attrs, HostAttrs, epilogue_of
 from enginesmith.ir.resample import resize
+from enginesmith.runtime.host_node import HostNode, node_of_text
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 Sizes: TypeAlias = tuple[int, ...]
@@ -37,8 +38,9 @@ def run_graph(
     for value in graph.inputs:
         arrays[id(value)] = _widen(arrays[id(value)], precision)
     for node, dead in zip(graph.nodes, last_reads(graph), strict=True):
-        output = run_node(node, [read(v) for v in node.inputs], symbols)
-        arrays[id(node.output)] = _widen(output, precision)
+        results = run_node(node, [read(v) for v in node.inputs], symbols)
+        for value, result in zip(node.outputs, results, strict=True):
+            arrays[id(value)] = _widen(result, precision)
         for value in dead:
             del arrays[id(value)]
     return {v.name: read(v) for v in graph.outputs}
@@ -89,16 +91,30 @@ def _widen(array: Array, precision: str) -> Array:
 
 def run_node(
     node: Node, inputs: Sequence[Array], symbols: Mapping[str, int], factor: Rounding | None = None
-) -> Array:
-    """The node's output, of its type's dtype (double where float32 inputs came in double). factor:
-    see `evaluate`."""
-    output = node.output.type
-    shape = tuple(dims.evaluate(d, symbols) for d in output.shape)
+) -> list[Array]:
+    """The node's outputs, of their types' dtypes (double where float32 inputs came in double).
+    factor: see `evaluate`."""
+    shapes = [tuple(dims.evaluate(d, symbols) for d in v.shape) for v in node.outputs]
+    if isinstance(node.attrs, HostAttrs):
+        return _host(node, node.attrs, inputs, shapes)
+    output, (shape,) = node.output.type, shapes
     result = evaluate(node.op, node.attrs, inputs, shape, output.dtype, symbols, factor)
     if result.shape != shape:
         raise ValueError(f"{node.output.name}: computed {result.shape}, the type says {shape}")
     doubled = output.dtype == "float32" and result.dtype == np.float64
-    return result if doubled else result.astype(output.dtype, copy=False)
+    return [result if doubled else result.astype(output.dtype, copy=False)]
+
+
+def _host(
+    node: Node, attrs: HostAttrs, inputs: Sequence[Array], shapes: Sequence[Sizes]
+) -> list[Array]:
+    """What onnx.reference computes, in the types that the operands have."""
+    own = [x.astype(v.dtype, copy=False) for x, v in zip(inputs, node.inputs, strict=True)]
+    results = [np.zeros(s, v.dtype) for s, v in zip(shapes, node.outputs, strict=True)]
+    if any(r.size for r in results):
+        dtypes = [v.dtype for v in node.inputs]
+        HostNode(node_of_text(attrs.node), attrs.opset, dtypes).into(own, results)
+    return results
 
 
 def evaluate(

@@ -15,6 +15,8 @@ from enginesmith.kernels.cumsum import cuda as cumsum_cuda
 from enginesmith.kernels.gather import cpu as gather
 from enginesmith.kernels.gather import cuda as gather_cuda
 from enginesmith.kernels.halo import cpu as halo
+from enginesmith.kernels.host import cpu as host
+from enginesmith.kernels.host import cuda as host_cuda
 from enginesmith.kernels.layout import cpu as layout
 from enginesmith.kernels.layout import cuda as layout_cuda
 from enginesmith.kernels.matmul import cpu as matmul
@@ -57,6 +59,7 @@ _CPU: dict[str, ModuleType] = {
     "argmax": argmax,
     "attention": attention,
     "sizes": sizes,
+    "host": host,
 }
 
 _CUDA: dict[str, ModuleType] = {
@@ -77,6 +80,7 @@ _CUDA: dict[str, ModuleType] = {
     "attention": attention_cuda,
     "squeeze_excite": squeeze_excite_cuda,
     "sizes": sizes_cuda,
+    "host": host_cuda,
 }
 
 FAMILIES: dict[str, dict[str, ModuleType]] = {"cpu": _CPU, "cuda": _CUDA}

@@ -20,7 +20,8 @@ it has one launch. The compiler chooses its dynamic shared memory and adds param
 doesn't read: two pointers at the end, and after a tensor map its sizes and strides. Whatever is
 passed in eight bytes or more serves (see `unread`).
 
-A tactic can also be the call of a library that the runtime makes: a `LibrarySource`.
+A tactic can also be the call of a library that the runtime makes (a `LibrarySource`), or what it
+computes on the host (a `HostSource`).
 
 No tensor has 2^31 elements or more (the runtime refuses such shapes), so indices are ints.
 """
@@ -133,6 +134,24 @@ class CudaSource:
     def code(self) -> str:
         """The text with NAME replaced."""
         return re.sub(r"\bNAME(?=\b|_)", self.name, self.text)
+
+
+@dataclass(frozen=True)
+class HostSource:
+    """A step that the runtime computes on the host, instead of kernels (see runtime/host_calls.py).
+    operator: of ONNX."""
+
+    operator: str
+
+    @cached_property
+    def name(self) -> str:
+        """What it is called in the plan."""
+        return f"host_{self.operator}"
+
+    @cached_property
+    def code(self) -> str:
+        """What a reader of the plan sees in the place of a kernel's text."""
+        return f"{self.operator} on the host, by onnx.reference, with copies there and back\n"
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def constant_folding(graph: Graph) -> bool:
         if all(v.is_constant for v in node.inputs) and _affordable(node):
             arrays = [v.data for v in node.inputs if v.data is not None]
             try:
-                result = reference.run_node(node, arrays, {})
+                (result,) = reference.run_node(node, arrays, {})
             except KeyError:  # attributes with symbols
                 continue
             if edits.forward(node.output, _constant(node.output, result)):
@@ -36,7 +36,7 @@ def constant_folding(graph: Graph) -> bool:
 
 
 def _affordable(node: Node) -> bool:
-    if not dims.is_static(node.output.shape):
+    if len(node.outputs) > 1 or not dims.is_static(node.output.shape):
         return False
     size = prod(node.output.shape) * np.dtype(node.output.dtype).itemsize
     read = sum(v.data.nbytes for v in node.inputs if v.data is not None)

@@ -39,7 +39,9 @@ def identities(graph: Graph) -> bool:
 
 
 def _is_identity(node: Node) -> bool:
-    if len(node.inputs) != 1 or not dims.same_shape(node.inputs[0].shape, node.output.shape):
+    if len(node.inputs) != 1 or len(node.outputs) != 1:
+        return False
+    if not dims.same_shape(node.inputs[0].shape, node.output.shape):
         return False
     match node.attrs:
         case ReshapeAttrs() | ExpandAttrs() | ConcatAttrs():

@@ -45,8 +45,11 @@ def assign_precision(graph: Graph, held: str, keep: Collection[int] = ()) -> lis
     """Set `Layout.held` of the graph's values. keep: ids of values that stay float32. Returns the
     weights that had to stay, because `held` can't hold their largest element."""
     _copy_shared_outputs(graph)
+    _copy_for_factors(graph)
     kept = set(keep) | {id(v) for v in (*graph.inputs, *graph.outputs)}
     kept.update(id(v) for node in graph.nodes if node.op == "range" for v in node.outputs)
+    hosts = [node for node in graph.nodes if node.op == "host"]  # onnx.reference has float32
+    kept.update(id(v) for node in hosts for v in (*node.inputs, *node.outputs))
     for node in reversed(graph.nodes):  # what only moves an output's memory has its type
         if node.op in MOVES and all(id(v) in kept for v in node.outputs):
             kept.update(id(v) for v in node.inputs if len(v.uses) == 1 and v.producer)
@@ -127,6 +130,19 @@ def _copy_shared_outputs(graph: Graph) -> None:
         node.outputs[node.outputs.index(value)] = inner
         inner.producer = node
         graph.insert_after(node, Node("layout", [inner], [value], LayoutAttrs(), node.sources))
+
+
+def _copy_for_factors(graph: Graph) -> None:
+    """What a host step makes gets a copy for the kernels that want it held in half precision."""
+    for node in [n for n in graph.nodes if n.op == "host"]:
+        for value in node.outputs:
+            readers = [u for u in value.uses if u[1] in FACTORS.get(u[0].op, ())]
+            if value.dtype != "float32" or not readers:
+                continue
+            held = Value(f"{value.name}_held", value.type)
+            graph.insert_after(node, Node("layout", [value], [held], LayoutAttrs(), node.sources))
+            for reader, slot in readers:
+                reader.set_input(slot, held)
 
 
 def _halved(value: Value) -> bool:

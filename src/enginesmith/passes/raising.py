@@ -101,14 +101,15 @@ class Evaluation:
         self.arrays = {} if base else {id(v): feeds[v.name] for v in graph.inputs}
 
     def step(self, node: Node) -> None:
-        """Compute a node's output, if it differs from the base's."""
+        """Compute a node's outputs, if they differ from the base's."""
         if self.base is None or self._differs(node):
             factor = self.round if self._rounds_factor(node) else None
-            y = run_node(node, [self.read(v) for v in node.inputs], self.symbols, factor)
-            self.arrays[id(node.output)] = self.round(y) if id(node.output) in self.rounded else y
+            results = run_node(node, [self.read(v) for v in node.inputs], self.symbols, factor)
+            for value, y in zip(node.outputs, results, strict=True):
+                self.arrays[id(value)] = self.round(y) if id(value) in self.rounded else y
 
     def _differs(self, node: Node) -> bool:
-        values = (*node.inputs, node.output)
+        values = (*node.inputs, *node.outputs)
         return any(id(v) in self.arrays or id(v) in self.rounded for v in values)
 
     def _rounds_factor(self, node: Node) -> bool:
@@ -176,7 +177,8 @@ class _Judge:
             run = Evaluation(self.graph, feeds, self.held, ())
             for node, dead in zip(self.graph.nodes, last_reads(self.graph), strict=True):
                 run.step(node)
-                self._watch(node.output, run.arrays[id(node.output)])
+                for value in node.outputs:
+                    self._watch(value, run.arrays[id(value)])
                 run.drop(dead)
             self.exact.append(run.outputs())
             self._tell("in float32")
@@ -268,6 +270,6 @@ def _names(layer: Layer, most: int = 3) -> str:
     """The ONNX nodes that write a layer's values, or read its weights."""
     nodes = [v.producer for v in layer if v.producer]
     nodes = nodes or [reader for v in layer for reader, _ in v.uses]
-    names = list(dict.fromkeys(chain(*(n.sources or (n.output.name,) for n in nodes))))
+    names = list(dict.fromkeys(chain(*(n.sources or (n.outputs[0].name,) for n in nodes))))
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

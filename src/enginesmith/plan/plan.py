@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Raised on every incompatible change; a runtime reads plans of its own version alone."""
 
 
@@ -55,7 +55,8 @@ class Buffer:
 
     kind: "input" (index = position among the inputs), "output" (same), "weights" (one, the
     memory-mapped blob), "arena" (alive from step `first` to step `last`, inclusive; storage is
-    shared by lifetimes), "persistent" (a context's own, kept between runs; zeros for new sizes).
+    shared by lifetimes), "persistent" (a context's own, kept between runs; zeros for new sizes),
+    "host" (no memory: the address of the function that runs `Plan.hosts[index]`; CPUs alone).
     size: bytes, an int or an expression over the symbols.
     slack: bytes that may be read (never written) before and after it.
     """
@@ -201,6 +202,33 @@ class LibraryCall:
 
 
 @dataclass(frozen=True, slots=True)
+class HostOperand:
+    """A dense, plain array: where it lies, its numpy type, its shape (ints or expressions over the
+    plan's symbols)."""
+
+    place: Address
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HostCall:
+    """A step that `onnx.reference` computes on the host.
+
+    operator: of ONNX; node: its NodeProto's bytes in base64, of version `opset` of the standard
+    domain (see `runtime/host_node.py`). inputs, outputs: in the order of the node's names, those
+    left out skipped.
+    """
+
+    step: int
+    operator: str
+    node: str
+    opset: int
+    inputs: tuple[HostOperand, ...]
+    outputs: tuple[HostOperand, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Module:
     """The machine code of one kernel: `size` bytes of Plan.code from `offset` on."""
 
@@ -235,6 +263,8 @@ class Plan:
     """The program of a plan for a GPU."""
     calls: tuple[LibraryCall, ...] = ()
     """Those of its steps that a library computes."""
+    hosts: tuple[HostCall, ...] = ()
+    """Those of its steps that run on the host through `onnx.reference`."""
     modules: tuple[Module, ...] = ()
     """Where each kernel's machine code is, of a plan for a GPU."""
     sources: dict[str, str] = field(default_factory=dict)

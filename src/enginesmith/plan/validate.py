@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from enginesmith.errors import PlanError
 from enginesmith.plan.expression import names_of
-from enginesmith.plan.plan import Address, KernelLaunch, LibraryCall, Plan
+from enginesmith.plan.plan import Address, HostCall, KernelLaunch, LibraryCall, Plan
 
 DTYPES = frozenset(
     {
@@ -41,6 +41,7 @@ def validate(plan: Plan) -> None:
     for constraint in plan.constraints:
         _known((constraint.left, constraint.right), symbols, "a constraint")
     counts = {"input": len(plan.inputs), "output": len(plan.outputs), "weights": 1}
+    counts["host"] = len(plan.hosts)
     for i, buffer in enumerate(plan.buffers):
         where = f"buffer {i}"
         _known((buffer.size,), symbols, where)
@@ -57,6 +58,8 @@ def validate(plan: Plan) -> None:
         _launch(plan, launch, symbols, f"launch {i}")
     for i, call in enumerate(plan.calls):
         _call(plan, call, symbols, f"call {i}")
+    for i, host in enumerate(plan.hosts):
+        _host(plan, host, symbols, f"host step {i}")
     for module in plan.modules:
         if not 0 <= module.offset <= module.offset + module.size <= len(plan.code):
             raise _damaged(f"the code of {module.kernel!r} lies outside of the plan's")
@@ -104,6 +107,22 @@ def _call(plan: Plan, call: LibraryCall, symbols: list[str], where: str) -> None
     _known((a.offset for a in places), symbols, where)
     if not all(0 <= a.buffer < len(plan.buffers) for a in places):
         raise _damaged(f"{where} uses a buffer that the plan doesn't have")
+
+
+def _host(plan: Plan, host: HostCall, symbols: list[str], where: str) -> None:
+    """The step's operands; its node is checked where it would run (`runtime/host_node.py`)."""
+    if not 0 <= host.step < len(plan.steps):
+        raise _damaged(f"{where} belongs to step {host.step}")
+    if not host.outputs:
+        raise _damaged(f"{where} has no outputs")
+    for operand in (*host.inputs, *host.outputs):
+        if operand.dtype not in DTYPES:
+            raise _damaged(f"{where} has an operand of the unknown type {operand.dtype!r}")
+        _known((*operand.shape, operand.place.offset), symbols, where)
+        if not 0 <= operand.place.buffer < len(plan.buffers):
+            raise _damaged(f"{where} uses a buffer that the plan doesn't have")
+    if any(plan.buffers[o.place.buffer].kind in ("weights", "host") for o in host.outputs):
+        raise _damaged(f"{where} writes what must not change")
 
 
 def _unique(role: str, names: list[str]) -> None:

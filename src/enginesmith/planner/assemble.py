@@ -19,8 +19,18 @@ from enginesmith.ir.dims import Dim
 from enginesmith.ir.graph import Graph, Value
 from enginesmith.kernels import FAMILIES
 from enginesmith.kernels.base import ITEMSIZE, KernelSource, Size
+from enginesmith.kernels.host.problem import HostProblem
 from enginesmith.kernels.sources import OWN, candidates
-from enginesmith.plan.plan import Buffer, Plan, Step, SymbolRange, TensorSpec
+from enginesmith.plan.plan import (
+    Address,
+    Buffer,
+    HostCall,
+    HostOperand,
+    Plan,
+    Step,
+    SymbolRange,
+    TensorSpec,
+)
 from enginesmith.plan.target import Target
 from enginesmith.planner.carry import pack_graph
 from enginesmith.planner.constraints import constraints
@@ -76,6 +86,7 @@ class Assembler:
         self.blob: list[bytes] = []
         self.blob_size = 0
         self.constants: dict[bytes, int] = {}
+        self.hosts: list[HostCall] = []
 
     def plan(self, steps: Sequence[Step], *notes: str, **program: Any) -> Plan:
         """The plan with these steps; `program`: the fields that differ between devices, as do
@@ -98,6 +109,7 @@ class Assembler:
             producer=f"enginesmith {_version()}",
             metadata=tuple(sorted(parts.graph.metadata.items())),
             weights=weights,
+            hosts=tuple(self.hosts),
             graph=pack_graph(parts.graph, self.constants) if untuned else b"",
             **program,
         )
@@ -134,6 +146,33 @@ class Assembler:
         return Pointer(self.weights_buffer, self.constants[key])
 
     # -- steps ------------------------------------------------------------------------------------
+
+    def addresses(self, step: Lowered, choice: Choice) -> list[Address]:
+        """Where the operands of a step lie, constants as its tactic reads them."""
+        packed = self.packed(step, choice)
+        found = []
+        for i, place in enumerate(step.places):
+            if isinstance(place, Place):
+                found.append(Address(self.numbers[id(place.storage)], plain(place.offset)))
+            else:
+                weight = self.weight(packed[i])
+                found.append(Address(weight.buffer, weight.offset))
+        return found
+
+    def host_call(self, index: int, step: Lowered, choice: Choice) -> None:
+        """Note that this step runs on the host."""
+        problem = step.problem
+        assert isinstance(problem, HostProblem)
+        operands = [
+            HostOperand(place, o.dtype, tuple(plain(self.dim(step, d)) for d in o.shape))
+            for place, o in zip(self.addresses(step, choice), problem.operands, strict=True)
+        ]
+        inputs, outputs = operands[: -problem.outputs], operands[-problem.outputs :]
+        self.hosts.append(
+            HostCall(
+                index, problem.operator, problem.node, problem.opset, tuple(inputs), tuple(outputs)
+            )
+        )
 
     def packed(self, step: Lowered, choice: Choice) -> dict[int, np.ndarray]:
         """The constants of a step by operand, as its tactic reads them."""
@@ -227,6 +266,10 @@ class _CpuAssembler(Assembler):
         if workspace != 0:
             pointers.append(Pointer(len(self.buffers), 0))
             self.buffers.append(Buffer("arena", plain(workspace), 0, index, index, SLACK))
+        if isinstance(step.problem, HostProblem):
+            pointers.append(Pointer(len(self.buffers), 0))
+            self.buffers.append(Buffer("host", 0, len(self.hosts)))
+            self.host_call(index, step, choice)
         self.scratch = dims.dim_max(self.scratch, self.dim(step, source.scratch))
         phases = tuple((source.name + p.suffix, p.tasks) for p in source.phases)
         sizes = tuple(self.expression(d) for d in step.sizes)

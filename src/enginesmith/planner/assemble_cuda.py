@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from enginesmith.errors import BuildError
 from enginesmith.ir.dims import Dim
 from enginesmith.kernels.base import ITEMSIZE, Size
-from enginesmith.kernels.cuda import CudaSource, Launch, LibrarySource, TensorMap
+from enginesmith.kernels.cuda import CudaSource, HostSource, Launch, LibrarySource, TensorMap
 from enginesmith.plan.plan import (
     Address,
     Buffer,
@@ -22,7 +22,7 @@ from enginesmith.plan.plan import (
 )
 from enginesmith.plan.ptx import pack_ptx
 from enginesmith.planner.assemble import Assembler, plain
-from enginesmith.planner.lower import Lowered, Place
+from enginesmith.planner.lower import Lowered
 from enginesmith.runtime.devices import cuda
 from enginesmith.runtime.devices.cublas import WORKSPACE_ALIGNMENT
 from enginesmith.toolchain import triton_aot
@@ -43,7 +43,9 @@ class CudaAssembler(Assembler):
         steps: list[Step] = []
         for i, (step, source) in enumerate(zip(self.parts.steps, self.emit_all(), strict=True)):
             choice = self.parts.choices[i]
-            if isinstance(source, LibrarySource):
+            if isinstance(source, HostSource):
+                self.host_call(i, step, choice)
+            elif isinstance(source, LibrarySource):
                 calls.append(self.call(i, step, choice, source))
             else:
                 sources.setdefault(source.name, source)
@@ -69,11 +71,11 @@ class CudaAssembler(Assembler):
             ptx=ptx,
         )
 
-    def emit_all(self) -> list[CudaSource | LibrarySource]:
+    def emit_all(self) -> list[CudaSource | LibrarySource | HostSource]:
         """What each step launches or calls. Triton compiles its kernels first, side by side, since
         their launches depend on it."""
         target, cache = self.parts.target, self.cache
-        found: list[CudaSource | LibrarySource] = [
+        found: list[CudaSource | LibrarySource | HostSource] = [
             self.families[step.family].emit(step.problem, self.parts.choices[i].tactic, target)
             for i, step in enumerate(self.parts.steps)
         ]
@@ -155,18 +157,6 @@ class CudaAssembler(Assembler):
             algorithm=algorithm.data.hex(),
             library=source.version,
         )
-
-    def addresses(self, step: Lowered, choice: Choice) -> list[Address]:
-        """Where the operands of a step lie, constants as its tactic reads them."""
-        packed = self.packed(step, choice)
-        found = []
-        for i, place in enumerate(step.places):
-            if isinstance(place, Place):
-                found.append(Address(self.numbers[id(place.storage)], plain(place.offset)))
-            else:
-                weight = self.weight(packed[i])
-                found.append(Address(weight.buffer, weight.offset))
-        return found
 
     def triple(self, step: Lowered, launch: Launch) -> tuple[int | str, int | str, int | str]:
         x, y, z = self.sizes(step, launch.grid)

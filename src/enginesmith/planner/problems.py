@@ -16,6 +16,7 @@ from enginesmith.ir.ops import (
     ConvTransposeAttrs,
     CumSumAttrs,
     GatherAttrs,
+    HostAttrs,
     MatMulAttrs,
     NormalizationAttrs,
     PadAttrs,
@@ -39,6 +40,7 @@ from enginesmith.kernels.conv.problem import ConvProblem
 from enginesmith.kernels.cumsum.problem import CumSumProblem
 from enginesmith.kernels.gather.problem import GatherProblem
 from enginesmith.kernels.halo.problem import HaloProblem
+from enginesmith.kernels.host.problem import HostProblem
 from enginesmith.kernels.layout.problem import LayoutProblem
 from enginesmith.kernels.matmul.problem import MatMulProblem
 from enginesmith.kernels.normalization.problem import NormalizationProblem
@@ -374,6 +376,17 @@ def _shape(lowering: Lowering, node: Node) -> Lowered:
     return lowering.done("sizes", SizesProblem, node.op, node.sources, values=values)
 
 
+def _host(lowering: Lowering, node: Node) -> Lowered:
+    attrs = node.attrs
+    assert isinstance(attrs, HostAttrs)
+    for value in (*node.inputs, *node.outputs):
+        lowering.value(value)
+    return lowering.done(
+        "host", HostProblem, f"host {attrs.operator}", node.sources, outputs=len(node.outputs),
+        operator=attrs.operator, node=attrs.node, opset=attrs.opset,
+    )  # fmt: skip
+
+
 def unsupported(node: Node, reason: str) -> UnsupportedError:
     """The error for a form of an operator that no kernel serves."""
     where = f"node {', '.join(node.sources) or node.op}"
@@ -402,5 +415,6 @@ LOWERINGS: dict[str, Callable[[Lowering, Node], Lowered]] = {
     "transpose": _strided_copy,
     "slice": _strided_copy,
     "expand": _strided_copy,
+    "host": _host,
 }
 """By IR operator. Views need none; concat, and reshapes that copy, are moves."""

@@ -21,7 +21,7 @@ from enginesmith.ir.ops import (
     TransposeAttrs,
 )
 from enginesmith.ir.strides import Stride, dense, natural, reshaped
-from enginesmith.ir.types import PLAIN
+from enginesmith.ir.types import PLAIN, TensorType
 from enginesmith.kernels.base import ITEMSIZE
 
 STRIDED_READERS = frozenset({"matmul", "attention"})
@@ -215,6 +215,8 @@ class _Placer:
         producer = value.producer
         if producer is None or id(value) in self.parent or self.graph.is_output(value):
             return False
+        if producer.op == "host":  # which writes dense memory alone
+            return False
         if producer.op in ("reshape", "slice", "transpose", "expand", "layout"):
             # A conversion can write anywhere; a view can't, but perhaps what it is a view of.
             if self.is_view(producer) and not self.can_be_seen_as(producer):
@@ -233,7 +235,8 @@ class _Placer:
     def can_be_seen_as(self, view: Node) -> bool:
         """Can the producer of a reshape's input write into the reshape's place?"""
         x = view.inputs[0]
-        own = x.producer is not None and x.producer.op not in (*SEEN, "expand", "layout", "concat")
+        others = (*SEEN, "expand", "layout", "concat", "host")
+        own = x.producer is not None and x.producer.op not in others
         if not self.strided or view.op != "reshape" or not own or not self.is_free(x):
             return False
         self.seen_as[id(x)] = view
@@ -356,6 +359,8 @@ class _Placer:
                 return
         if node.op == "attention":
             self.make_rows_consecutive(node, 2)
+        if node.op == "host":
+            self.make_operands_dense(node)
         for output in node.outputs:
             self.view_of(output)
         if node.op in ("reshape", "slice", "transpose", "expand"):
@@ -368,11 +373,26 @@ class _Placer:
         value = node.inputs[slot]
         if value.is_constant or dims.equal(dims.product(self.view_of(value).strides[-1]), 1):
             return
-        rows = Value(f"{value.name}_rows", value.type)
-        copy = Node("layout", [value], [rows], LayoutAttrs(), node.sources)
-        self.graph.insert_before(node, copy)
-        node.set_input(slot, rows)
-        self.visit(copy)
+        self.copy_operand(node, slot, Value(f"{value.name}_rows", value.type))
+
+    def make_operands_dense(self, node: Node) -> None:
+        """Copy operands of a host step that have gaps or are held in another type: they go to the
+        host as numpy arrays."""
+        for slot, value in enumerate(node.inputs):
+            if value.is_constant:
+                continue
+            view = self.view_of(value)
+            own = view.storage.dtype == value.dtype and not view.storage.block
+            if not own or not view.is_dense(value.shape):
+                type_ = TensorType(value.dtype, value.shape)
+                self.copy_operand(node, slot, Value(f"{value.name}_dense", type_))
+
+    def copy_operand(self, node: Node, slot: int, copy: Value) -> None:
+        """Let the node read a copy of an operand."""
+        move = Node("layout", [node.inputs[slot]], [copy], LayoutAttrs(), node.sources)
+        self.graph.insert_before(node, move)
+        node.set_input(slot, copy)
+        self.visit(move)
 
     def derived_view(self, node: Node) -> View | None:
         """The output as a view of the input, or None if its memory doesn't allow it."""
@@ -394,6 +414,7 @@ class _Placer:
             return View(source.storage, source.offset, expanded(source.strides, x.shape, y.shape))
         if node.op == "layout" and self.strided:
             same = source.is_dense(y.shape, y.type.layout.channels_last)
+            same = same and source.storage.dtype == y.type.held
             return View(source.storage, source.offset, source.strides) if same else None
         if node.op == "layout":
             if x.type.layout.block and not source.storage.block:

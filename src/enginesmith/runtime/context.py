@@ -22,6 +22,7 @@ from enginesmith.runtime.binding import Binder, Bound, Shape
 from enginesmith.runtime.devices.cpu import Program
 from enginesmith.runtime.devices.memory import Memory
 from enginesmith.runtime.feeds import Array, check_outputs, gather
+from enginesmith.runtime.host_calls import CpuHostCalls
 
 if TYPE_CHECKING:
     from enginesmith.runtime.devices.cuda import CudaDevice
@@ -134,6 +135,7 @@ class ExecutionContext:
         for i, buffer in enumerate(plan.buffers):
             if buffer.kind == "weights":
                 self._base[i] = address
+        self._hosts = CpuHostCalls(program.hosts, self._base) if len(program.hosts) else None
 
     def execute(
         self, feeds: Mapping[str, Any], outputs: Mapping[str, Array] | None = None
@@ -146,7 +148,8 @@ class ExecutionContext:
         outputs: arrays to write results into instead of new ones, for some or all outputs
         (C-contiguous, of the exact type and shape, apart from each other and from the inputs).
 
-        FeedError lists everything wrong with the arrays; ContextError if the context is in use.
+        FeedError lists everything wrong with the arrays; ContextError if the context is in use;
+        EnginesmithError names the node if a step on the host fails.
         """
         with self._claimed():
             return self._execute(feeds, outputs or {}, None)
@@ -220,7 +223,11 @@ class ExecutionContext:
             results[spec.name] = array if target is None else target
         for i, buffer in self._outputs:
             base[i] = _address(written[buffer.index])
+        if self._hosts is not None:
+            self._hosts.begin(bound)
         self._program.run(self._base_address, ctypes.addressof(bound.dims), bound.scratch, stamps)
+        if self._hosts is not None:
+            self._hosts.end()
         for array, target in zip(written, results.values(), strict=True):
             if array is not target:
                 target[...] = array

@@ -14,8 +14,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
@@ -32,6 +32,7 @@ from enginesmith.runtime.cuda_program import CudaProgram, Run, addresses_of
 from enginesmith.runtime.device_array import DeviceArray, as_device_array, new_array, on_device
 from enginesmith.runtime.devices.cuda import CudaDevice, DeviceMemory
 from enginesmith.runtime.feeds import Array, StandIn, feed_error, gather, output_problems
+from enginesmith.runtime.host_calls import Outcome
 
 GRAPHS = 32
 """Graphs a context remembers."""
@@ -81,8 +82,9 @@ class CudaPending(Pending):
 
     def __init__(
         self, program: CudaProgram, event: int, results: Outputs, fill: list[tuple[Array, Array]],
-        keep: Any,
+        keep: Any, outcome: Outcome,
     ) -> None:  # fmt: skip
+        self._outcome = outcome
         self._program, self._device, self._event = program, program.device, event
         self._results, self._fill, self._keep = results, fill, keep
         self._error: BaseException | None = None
@@ -114,7 +116,8 @@ class CudaPending(Pending):
             try:
                 self._device.use()  # another thread than the one that enqueued may collect
                 self._device.wait_for(self._event)
-                for target, staged in self._fill:
+                self._error = self._outcome.error
+                for target, staged in self._fill if self._error is None else ():
                     target[...] = staged
             except DeviceError as error:
                 self._program.note(error)
@@ -155,7 +158,7 @@ class CudaExecutionContext:
         "device" for new DeviceArrays.
 
         FeedError lists everything wrong with the arrays; ContextError if the context is in use;
-        DeviceError if the GPU fails.
+        DeviceError if the GPU fails; EnginesmithError names the node if a step on the host fails.
         """
         return self.enqueue(feeds, None, outputs, results).result()
 
@@ -304,7 +307,7 @@ class CudaExecutionContext:
             device.record(slot.copied_in, copy_in)
             device.wait(compute, slot.copied_in)
         made, fill, copies, moves = self._targets(slot, bound, host_given, given, results, base)
-        self._run(bound, base, compute)
+        outcome = self._run(bound, base, compute)
         for to, source, size in moves:
             device.copy(to, source, size, compute)
         last = compute
@@ -315,7 +318,8 @@ class CudaExecutionContext:
                 device.copy_out(staging.ctypes.data, source, staging.nbytes, copy_out)
             last = copy_out
         device.record(slot.done, last)
-        slot.pending = CudaPending(self._program, slot.done, made, fill, (feeds_in, given, stream))
+        keep = (feeds_in, given, stream)
+        slot.pending = CudaPending(self._program, slot.done, made, fill, keep, outcome)
         return slot.pending
 
     def _gather(self, feeds: Mapping[str, Any]) -> tuple[list[Array | DeviceArray], Bound]:
@@ -500,24 +504,28 @@ class CudaExecutionContext:
             made[spec.name] = array_out
         return made, fill, copies, moves
 
-    def _run(self, bound: Bound, base: Sequence[int], stream: int) -> None:
-        """Launch the first time, capture the second, replay from then on."""
+    def _run(self, bound: Bound, base: Sequence[int], stream: int) -> Outcome:
+        """Launch the first time, capture the second, replay from then on. Returns what becomes of
+        the host steps, known when the stream is done."""
         key = (tuple(bound.symbols.items()), tuple(base))
         known = self._graphs.pop(key, None)
         if known is None:
             run = self._program.run_of(bound, base)
-            run.issue(stream)
+            with _started(run) as outcome:
+                run.issue(stream)
             self._graphs[key] = (run, 0)
             while len(self._graphs) > GRAPHS:
                 self._drop(self._graphs.popitem(last=False)[1][1])
-            return
+            return outcome
         run, graph = known
         if not graph:
             with self._device.capture(stream) as made:
                 run.issue(stream)
             graph = made[0]
         self._graphs[key] = (run, graph)
-        self._device.replay(graph, stream)
+        with _started(run) as outcome:
+            self._device.replay(graph, stream)
+        return outcome
 
     def _drop_graphs(self) -> None:
         for _, graph in self._graphs.values():
@@ -538,6 +546,17 @@ class CudaExecutionContext:
                 for event in (slot.copied_in, slot.computed, slot.done):
                     if event:
                         self._device.close_event(event)
+
+
+@contextmanager
+def _started(run: Run) -> Iterator[Outcome]:
+    """The outcome of the inference that the block puts on the stream."""
+    outcome = run.hosts.begin()
+    try:
+        yield outcome
+    except BaseException:
+        run.hosts.withdraw(outcome)
+        raise
 
 
 def _overlap(a: DeviceArray, b: DeviceArray) -> bool:

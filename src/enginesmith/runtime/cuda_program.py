@@ -19,6 +19,7 @@ from enginesmith.plan.ptx import unpack_ptx
 from enginesmith.plan.target import ARCHITECTURES, nearest_architecture
 from enginesmith.runtime.binding import Bound, MisfitError
 from enginesmith.runtime.devices.cuda import CudaDevice, DeviceMemory
+from enginesmith.runtime.host_calls import CudaHostCalls, HostCalls, ReadyHost
 from enginesmith.runtime.library_calls import LibraryCalls, ReadyCall
 
 LIMIT = 1 << 31
@@ -107,6 +108,7 @@ class CudaProgram:
         self.plan, self.device = plan, device
         self.overlaps = architecture(plan) >= OVERLAPPING
         self._calls = LibraryCalls(plan, device)
+        self._hosts = HostCalls(plan)
         self.closed = False
         self.lost: DeviceError | None = None
         self._lock = threading.Lock()
@@ -216,7 +218,8 @@ class CudaProgram:
         """Everything to launch for these shapes, with buffer i of the plan at base[i]."""
         launches, _ = self.load()
         calls = self._calls.ready(bound.symbols, base)
-        return Run(self.device, launches, calls, bound.symbols, base, self.overlaps)
+        hosts = CudaHostCalls(self._hosts, self.device, bound.symbols, base)
+        return Run(self.device, launches, calls, hosts, bound.symbols, base, self.overlaps)
 
     def close(self) -> None:
         """Unload code and weights. Not during a run."""
@@ -246,15 +249,16 @@ class _Ready:
 
 
 class Run:
-    """The launches and library calls of a plan for one set of shapes and addresses."""
+    """The launches, library calls and host steps of a plan for one set of shapes and addresses."""
 
     def __init__(
         self, device: CudaDevice, launches: Sequence[_Launch], calls: Sequence[ReadyCall],
-        values: Mapping[str, int], base: Sequence[int], overlaps: bool,
+        hosts: CudaHostCalls, values: Mapping[str, int], base: Sequence[int], overlaps: bool,
     ) -> None:  # fmt: skip
         """overlaps: the kernels wait for those before them themselves."""
         self._device, self._overlaps = device, overlaps
-        ready: list[_Ready | ReadyCall] = [*calls]
+        self.hosts = hosts
+        ready: list[_Ready | ReadyCall | ReadyHost] = [*calls, *hosts.ready]
         for item in launches:
             grid = tuple(size(values) for size in item.grid)
             if min(grid) > 0:
@@ -295,7 +299,7 @@ class Run:
             while stamps and recorded < ready.step:
                 recorded += 1
                 device.record(stamps[recorded], stream, in_graph=True)
-            if isinstance(ready, ReadyCall):  # whose kernels know nothing of ours
+            if not isinstance(ready, _Ready):  # what knows nothing of our kernels
                 ready.issue(stream)
                 after_kernel = False
                 continue

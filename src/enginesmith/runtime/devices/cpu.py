@@ -18,6 +18,7 @@ from enginesmith.log import logger
 from enginesmith.plan.plan import Plan
 from enginesmith.runtime.devices.host import available_threads, host_isas
 from enginesmith.runtime.devices.memory import Memory
+from enginesmith.runtime.host_calls import HostCalls
 
 POINTER, INT = ctypes.c_void_p, ctypes.c_int64
 SIGNATURES: dict[str, tuple[list[Any], Any]] = {
@@ -177,6 +178,7 @@ class Program:
     def __init__(self, plan: Plan, threads: int | None = None) -> None:
         check_host(plan.target)
         self.threads = threads or available_threads()
+        self.hosts = HostCalls(plan)
         self._library = Library(plan.code)
         self._run = self._library.function("es_run")
         self._pool: ThreadPool | None = None

@@ -63,6 +63,16 @@ def driver() -> Any:
     return bindings
 
 
+@cache
+def _launch_host_function() -> Any:
+    """The driver's own cuLaunchHostFunc: a graph calls it again and again, which the bindings'
+    wrapper around a callback isn't made for."""
+    driver()  # which says what is missing
+    function = ctypes.CDLL("libcuda.so.1").cuLaunchHostFunc
+    function.argtypes, function.restype = [ctypes.c_void_p] * 3, ctypes.c_int
+    return function
+
+
 def call(name: str, *arguments: Any) -> Any:
     """Call the driver; its results (None, one, or a tuple). DeviceError unless it succeeds."""
     bindings = driver()
@@ -227,6 +237,13 @@ class CudaDevice:
 
     def synchronize(self, stream: int) -> None:
         call("cuStreamSynchronize", stream)
+
+    def call_host(self, function: int, stream: int) -> None:
+        """Call the C function at this address, with a pointer it ignores, in the order of the
+        stream, on a thread of the driver. It must not call CUDA."""
+        status = _launch_host_function()(stream, function, None)
+        if status:
+            raise _failure("cuLaunchHostFunc", driver().CUresult(status))
 
     # -- code -------------------------------------------------------------------------------------
 

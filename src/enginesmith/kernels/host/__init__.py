@@ -1,0 +1,1 @@
+"""Steps on the host: no kernels, but problems like any other for the planner."""

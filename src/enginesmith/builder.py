@@ -291,8 +291,9 @@ def _elsewhere(target: str) -> str:
 
 
 def _read(
-    model: Source, shapes: Mapping[str, ShapeLike], tell: ProgressCallback, host_steps: bool
-) -> tuple[Graph, tuple[SymbolRange, ...]]:
+    model: Source, shapes: Mapping[str, ShapeLike], tell: ProgressCallback,
+    host_steps: bool = False,
+) -> tuple[Graph, tuple[SymbolRange, ...]]:  # fmt: skip
     """The imported graph and its symbols' ranges."""
     tell(Progress("import", 0, 1))
     fixed = {k: v.fixed() if isinstance(v, Profile) else tuple(v) for k, v in shapes.items()}

@@ -46,7 +46,7 @@ def test_every_family_and_tactic_is_covered(isa: str) -> None:
     missing = {"wgmma", "flash_wgmma"} if isa != "sm_90" else set()
     missing |= {"cluster"} if isa == "sm_80" else set()
     assert found == {family: names - missing for family, names in ALL.items()}
-    assert set(found) == set(FAMILIES["cuda"])
+    assert set(found) == set(FAMILIES["cuda"]) - {"host"}  # which has no kernels
 
 
 def test_few_kernels_show_all() -> None:

@@ -59,9 +59,7 @@ def test_a_note_says_what_runs_on_the_host_and_why() -> None:
     assert note.startswith(
         "host step: node top (TopK) runs on the host through onnx.reference (no "
     )
-    assert note.endswith(
-        "nothing is fused with it, and on a GPU 3 tensors are copied there and back"
-    )
+    assert note.endswith("nothing is fused, and on a GPU 3 tensors are copied there and back")
     (note,) = host_notes(import_model(host_models.conv_3d(), host_steps=True))
     assert "node deep (Conv)" in note and "3 spatial axes" in note
 

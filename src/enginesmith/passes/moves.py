@@ -43,8 +43,10 @@ def moves(graph: Graph) -> bool:
     edits = Edits(graph)
     count = 0
     for node in edits.nodes():
-        ends = node.op in MOVES and not all(r.op in MOVES for r in readers(node.output))
-        region = _region(graph, node) if ends or graph.is_output(node.output) else None
+        if node.op not in MOVES:
+            continue
+        inside = readers(node.output) and all(r.op in MOVES for r in readers(node.output))
+        region = None if inside and not graph.is_output(node.output) else _region(graph, node)
         if region is not None and _gather(edits, region):
             count += 1
     note(graph, count, "replaced {} chain of copies by a gather",

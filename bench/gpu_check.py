@@ -30,6 +30,7 @@ from rich.table import Table
 
 from bench import machine, zoo
 from bench.compare import RESULTS
+from bench.gpu import write
 from bench.gpu_trials import Bench, Case, Outcome, describe, emit, failure, options_of
 from enginesmith import builder
 from enginesmith.cli import display
@@ -110,7 +111,7 @@ def main(
     file = folder / f"{out}.json"
 
     def finish(found: Findings) -> int:
-        write(file, cases, found)
+        record(file, cases, found)
         if cases_file is None:
             report(console, cases, found, top)
         if found.culprit:
@@ -460,17 +461,13 @@ def times_table(cases: Sequence[Case], outcomes: Sequence[Outcome], top: int) ->
     return rows
 
 
-def write(path: Path, cases: Sequence[Case], found: Findings) -> None:
+def record(path: Path, cases: Sequence[Case], found: Findings) -> None:
     """All outcomes as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     about = [
         {"family": c.family, "problem": describe(c.problem), "count": c.count, "nodes": c.nodes,
          "floor": c.floor} for c in cases
     ]  # fmt: skip
-    data = asdict(found) | {"cases": about}
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(data, indent=1) + "\n")
-    os.replace(part, path)
+    write(path, asdict(found) | {"cases": about})
 
 
 if __name__ == "__main__":

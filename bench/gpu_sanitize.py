@@ -31,7 +31,7 @@ from bench.gpu_trials import LIMITS, Case, describe, emit, failure, plainest, ra
 from enginesmith.cli import display
 from enginesmith.errors import DeviceError
 from enginesmith.kernels import FAMILIES
-from enginesmith.kernels.base import ITEMSIZE, Operand, Problem, Tactic, value_of
+from enginesmith.kernels.base import ITEMSIZE, Operand, Problem, Tactic, extent, value_of
 from enginesmith.kernels.cuda import CudaSource
 from enginesmith.kernels.sources import OWN, candidates
 from enginesmith.knobs import knobs
@@ -202,10 +202,7 @@ class Stage:
         hint = self.case.problem.hint
         shape = [value_of(s, hint) for s in operand.shape]
         strides = [value_of(s, hint) for s in operand.strides]
-        if 0 in shape:
-            return 0
-        extent = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-        return extent * ITEMSIZE[operand.dtype]
+        return 0 if 0 in shape else extent(shape, strides) * ITEMSIZE[operand.dtype]
 
     def _input(self, index: int) -> DeviceMemory:
         """Random values; those of a constant are not read (each run brings its own)."""

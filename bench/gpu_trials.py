@@ -19,7 +19,7 @@ from enginesmith.codegen.cuda_prelude import CUDA_TYPES
 from enginesmith.errors import BuildError
 from enginesmith.kernels import FAMILIES
 from enginesmith.kernels.attention import simple_cuda
-from enginesmith.kernels.base import ITEMSIZE, Operand, Problem, Tactic, value_of
+from enginesmith.kernels.base import ITEMSIZE, Operand, Problem, Tactic, extent, value_of
 from enginesmith.kernels.conv import direct_cuda
 from enginesmith.kernels.cuda import CudaSource, Launch
 from enginesmith.kernels.gather.problem import GatherProblem
@@ -200,8 +200,8 @@ class Bench:
         hint = self.case.problem.hint
         shape = [value_of(s, hint) for s in operand.shape]
         strides = [value_of(s, hint) for s in operand.strides]
-        extent = 1 + sum((max(n, 1) - 1) * s for n, s in zip(shape, strides, strict=True))
-        return self.owner.device.allocate(extent * ITEMSIZE[operand.dtype] + 2 * PAD)
+        size = extent(shape, strides) * ITEMSIZE[operand.dtype]
+        return self.owner.device.allocate(size + 2 * PAD)
 
     def _input(self, index: int, operand: Operand) -> DeviceMemory:
         """Memory with random values; that of a constant is not read (the trial brings its own)."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from tests import host_models
 from tests.frontend.graphs import model, node
+from tests.threads import side_by_side
 
 import enginesmith as es
 from enginesmith import onnx_backend
@@ -70,26 +70,17 @@ def test_tuning_leaves_it_alone(tmp_path: Path) -> None:
 def test_threads_and_contexts(tmp_path: Path) -> None:
     """One engine's contexts in several threads, asynchronous runs, two engines at once."""
     proto, engines = host_models.indices(), [build("indices"), build("indices")]
-    errors: list[BaseException] = []
 
     def work(seed: int) -> None:
-        try:
-            context = engines[seed % 2].context()
-            for turn in range(20):
-                feeds = host_models.feeds(proto, 1 + turn % 3, 100 * seed + turn)
-                host_models.check(proto, feeds, context.execute(feeds))
-            pending = [context.enqueue(host_models.feeds(proto, 2, s)) for s in range(4)]
-            for s, item in enumerate(pending):
-                host_models.check(proto, host_models.feeds(proto, 2, s), item.result())
-        except BaseException as error:
-            errors.append(error)
+        context = engines[seed % 2].context()
+        for turn in range(20):
+            feeds = host_models.feeds(proto, 1 + turn % 3, 100 * seed + turn)
+            host_models.check(proto, feeds, context.execute(feeds))
+        pending = [context.enqueue(host_models.feeds(proto, 2, s)) for s in range(4)]
+        for s, item in enumerate(pending):
+            host_models.check(proto, host_models.feeds(proto, 2, s), item.result())
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
+    assert side_by_side(work, 4) == []
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

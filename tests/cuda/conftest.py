@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from tests.cuda_emulator.device import EmulatedDevice
 
@@ -27,3 +29,13 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> EmulatedDevice:
         assemble_cuda, "compile_ptx", lambda text, target, cache: b"// PTX\n" + text.encode()
     )
     return device
+
+
+@pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> Any:
+    """The GPU that engines run on."""
+    if request.param == "emulated":
+        return request.getfixturevalue("gpu")
+    found = cuda.cuda_device()
+    found.use()
+    return found

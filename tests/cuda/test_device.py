@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
-import threading
 from collections import Counter
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -22,6 +21,7 @@ from tests.cuda.test_engine import error, expected
 from tests.cuda.test_engine import model as tail
 from tests.cuda.test_runtime import Foreign, build, check, context_of, feeds_of
 from tests.cuda_emulator.device import EmulatedDevice
+from tests.threads import side_by_side
 
 import enginesmith as es
 from enginesmith.errors import DeviceError, FeedError, PlanError
@@ -31,16 +31,6 @@ from enginesmith.runtime.device_array import DeviceArray, new_array, to_device
 from enginesmith.runtime.devices import cuda
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-@pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.cuda)])
-def device(request: pytest.FixtureRequest) -> Any:
-    """The GPU that engines run on."""
-    if request.param == "emulated":
-        return request.getfixturevalue("gpu")
-    found = cuda.cuda_device()
-    found.use()
-    return found
 
 
 @pytest.fixture
@@ -329,21 +319,14 @@ def test_four_contexts_in_four_threads(device: Any) -> None:
     runs = 4 if isinstance(device, EmulatedDevice) else 60  # emulated kernels take their time
 
     def work(first: int) -> None:
-        try:
-            context = engine.context()
-            for run in range(first, first + runs):
-                k = run // 2 % 3
-                got = context.execute({"x": feeds[k]})["y"]
-                if not np.array_equal(got, want[k]):
-                    wrong.append((first, run, float(np.abs(got - want[k]).max())))
-        except BaseException as found:
-            wrong.append(found)
+        context = engine.context()
+        for run in range(first, first + runs):
+            k = run // 2 % 3
+            got = context.execute({"x": feeds[k]})["y"]
+            if not np.array_equal(got, want[k]):
+                wrong.append((first, run, float(np.abs(got - want[k]).max())))
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    assert side_by_side(work, 4) == []
     assert wrong == []
 
 

@@ -11,27 +11,17 @@ import numpy as np
 import pytest
 from tests import host_models
 from tests.cuda_emulator.device import EmulatedDevice
+from tests.threads import side_by_side
 
 import enginesmith as es
 from enginesmith.errors import DeviceError
 from enginesmith.runtime.cuda_context import CudaExecutionContext
 from enginesmith.runtime.device_array import new_array, to_device
-from enginesmith.runtime.devices import cuda
 from enginesmith.runtime.host_node import HostNode
 
 
 def build(name: str, **options: Any) -> es.Engine:
     return es.build(host_models.MODELS[name](), target="cuda", tuning=False, **options)
-
-
-@pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.cuda)])
-def device(request: pytest.FixtureRequest) -> Any:
-    """The GPU that engines run on."""
-    if request.param == "emulated":
-        return request.getfixturevalue("gpu")
-    found = cuda.cuda_device()
-    found.use()
-    return found
 
 
 @pytest.fixture
@@ -116,23 +106,14 @@ def test_arrays_on_the_gpu(device: Any) -> None:
 
 def test_contexts_side_by_side(device: Any) -> None:
     proto, engine = host_models.indices(), build("indices")
-    errors: list[BaseException] = []
 
     def work(seed: int) -> None:
-        try:
-            context = engine.context()
-            for turn in range(4):
-                feeds = host_models.feeds(proto, 3, 10 * seed + turn)
-                host_models.check(proto, feeds, context.execute(feeds))
-        except BaseException as error:
-            errors.append(error)
+        context = engine.context()
+        for turn in range(4):
+            feeds = host_models.feeds(proto, 3, 10 * seed + turn)
+            host_models.check(proto, feeds, context.execute(feeds))
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
+    assert side_by_side(work, 4) == []
 
 
 @pytest.fixture

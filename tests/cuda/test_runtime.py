@@ -12,6 +12,7 @@ import onnx
 import onnx.parser
 import pytest
 from tests.cuda_emulator.device import EmulatedDevice
+from tests.threads import side_by_side
 
 import enginesmith as es
 from enginesmith import builder
@@ -448,22 +449,14 @@ def test_two_threads_on_one_context(
 
 
 def test_a_context_per_thread(gpu: EmulatedDevice) -> None:
-    engine, wrong = build(), list[BaseException]()
+    engine = build()
 
     def work(seed: int) -> None:
-        try:
-            context = context_of(engine)
-            check(context.execute(feeds_of(seed + 1, seed)), feeds_of(seed + 1, seed))
-            check(engine(feeds_of(2, seed)), feeds_of(2, seed))
-        except BaseException as error:
-            wrong.append(error)
+        context = context_of(engine)
+        check(context.execute(feeds_of(seed + 1, seed)), feeds_of(seed + 1, seed))
+        check(engine(feeds_of(2, seed)), feeds_of(2, seed))
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    assert side_by_side(work, 4) == []
 
 
 def test_memory_is_given_back(gpu: EmulatedDevice) -> None:

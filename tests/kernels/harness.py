@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from enginesmith.kernels.base import KernelSource, Operand, Problem, Tactic, value_of
+from enginesmith.kernels.base import KernelSource, Operand, Problem, Tactic, extent, value_of
 from enginesmith.plan.target import Target
 from enginesmith.toolchain.cache import ArtifactCache
 from enginesmith.toolchain.cc import compile_object, link_shared
@@ -43,9 +43,8 @@ class Laid:
             after = bottom * strides[2] + right * operand.block
         else:
             before = after = 0
-        extent = 1 + sum((max(d, 1) - 1) * s for d, s in zip(shape, strides, strict=True))
         slack = SLACK // dtype.itemsize
-        total = slack + before + extent + after + slack
+        total = slack + before + extent(shape, strides) + after + slack
         raw = np.empty(total * dtype.itemsize + 64, np.uint8)
         skip = -(raw.ctypes.data + (slack + before) * dtype.itemsize) % 64
         self.memory = raw[skip : skip + total * dtype.itemsize].view(dtype)

@@ -19,6 +19,7 @@ import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.threads import side_by_side
 
 from enginesmith.errors import ContextError, FeedError, PlanError
 from enginesmith.plan.plan import SymbolRange, TensorSpec
@@ -170,22 +171,13 @@ def test_two_engines_of_one_process() -> None:
 
 def test_eight_threads_on_one_engine(engine: Engine) -> None:
     """Each gets the results of its own feeds."""
-    errors: list[BaseException] = []
 
     def work(seed: int) -> None:
-        try:
-            for i in range(60):
-                x = tiny.sample((seed * 13 + i) % 40, seed * 100 + i)
-                tiny.check(engine(x), x)
-        except BaseException as error:
-            errors.append(error)
+        for i in range(60):
+            x = tiny.sample((seed * 13 + i) % 40, seed * 100 + i)
+            tiny.check(engine(x), x)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
+    assert side_by_side(work, 8) == []
 
 
 def test_errors_reach_the_thread_that_made_them(engine: Engine) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Protocol, TypeAlias
@@ -110,6 +110,12 @@ def value_of(size: Size, slots: tuple[int, ...]) -> int:
     names = {f"d{i}": v for i, v in enumerate(slots)}
     names |= {"max": max, "min": min}  # type: ignore[dict-item]
     return int(eval(size, {"__builtins__": {}}, names))  # text of our own making
+
+
+def extent(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Elements from the first to the last of an array with these strides (not negative), both
+    counted; those of an empty axis are as of one of size 1."""
+    return 1 + sum((max(n, 1) - 1) * s for n, s in zip(shape, strides, strict=True))
 
 
 def same(a: Size, b: Size) -> bool:

@@ -45,7 +45,8 @@ def moves(graph: Graph) -> bool:
     for node in edits.nodes():
         if node.op not in MOVES:
             continue
-        inside = readers(node.output) and all(r.op in MOVES for r in readers(node.output))
+        after = readers(node.output)
+        inside = after and all(reader.op in MOVES for reader in after)
         region = None if inside and not graph.is_output(node.output) else _region(graph, node)
         if region is not None and _gather(edits, region):
             count += 1
@@ -101,6 +102,8 @@ def _region(graph: Graph, last: Node) -> _Region | None:
             if node is not None and node.op in MOVES and node not in found:
                 found.add(node)
                 stack.append(node)
+    if not any(node.op == "concat" for node in found):
+        return None
     nodes = [node for node in graph.nodes if node in found]
     for node in reversed(nodes):  # readers first: who is read elsewhere is no part of it
         outside = not all(reader in found for reader in readers(node.output))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from enginesmith.errors import BuildError, DeviceError
-from enginesmith.kernels.base import ITEMSIZE, Operand, Problem, value_of
+from enginesmith.kernels.base import ITEMSIZE, Operand, Problem, extent, value_of
 from enginesmith.kernels.cuda import CudaSource, LibrarySource
 from enginesmith.log import logger
 from enginesmith.plan.target import Target
@@ -91,12 +91,12 @@ class CudaTuningDevice:
         """Memory with random values for one operand, and the address of logical index 0."""
         shape = [value_of(s, hint) for s in operand.shape]
         strides = [value_of(s, hint) for s in operand.strides]
-        extent = 1 + sum((max(n, 1) - 1) * s for n, s in zip(shape, strides, strict=True))
-        memory = self.device.allocate(extent * ITEMSIZE[operand.dtype] + 2 * PAD)
-        pattern = random_bytes(operand.dtype, min(extent * ITEMSIZE[operand.dtype], 1 << 22))
+        size = extent(shape, strides) * ITEMSIZE[operand.dtype]
+        memory = self.device.allocate(size + 2 * PAD)
+        pattern = random_bytes(operand.dtype, min(size, 1 << 22))
         for at in range(0, memory.size, pattern.nbytes):
-            size = min(pattern.nbytes, memory.size - at)
-            self.device.copy_in(memory.address + at, pattern.ctypes.data, size, self.stream)
+            count = min(pattern.nbytes, memory.size - at)
+            self.device.copy_in(memory.address + at, pattern.ctypes.data, count, self.stream)
         self.device.synchronize(self.stream)
         return memory, memory.address + PAD
 

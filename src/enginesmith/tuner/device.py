@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from enginesmith.codegen.pool import POOL
-from enginesmith.kernels.base import KernelSource, Operand, Problem, value_of
+from enginesmith.kernels.base import KernelSource, Operand, Problem, extent, value_of
 from enginesmith.kernels.cuda import CudaSource, LibrarySource
 from enginesmith.plan.target import Target
 from enginesmith.runtime.devices.cpu import SIGNATURES, Library, ThreadPool
@@ -138,8 +138,7 @@ class _Array:
             top, left, bottom, right = operand.halo
             before = top * strides[2] + left * operand.block
             after = bottom * strides[2] + right * operand.block
-        extent = 1 + sum((max(n, 1) - 1) * s for n, s in zip(shape, strides, strict=True))
-        count = before + extent + after
+        count = before + extent(shape, strides) + after
         self.memory = Memory(count * dtype.itemsize + 2 * SLACK)
         if dtype.kind == "f":
             pattern = np.random.default_rng(0).standard_normal(min(count, 65536)).astype(dtype)

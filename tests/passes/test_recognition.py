@@ -9,20 +9,12 @@ from graphs import Builder, ops, preserves
 from enginesmith.ir import dims
 from enginesmith.ir.expr import Arg, Call, Const, call
 from enginesmith.ir.graph import Graph, Value
-from enginesmith.ir.ops import (
-    AttentionAttrs,
-    NormalizationAttrs,
-    SoftmaxAttrs,
-    SqueezeExciteAttrs,
-)
-from enginesmith.ir.parser import parse_graph
-from enginesmith.ir.printer import constant_hash, print_graph
+from enginesmith.ir.ops import AttentionAttrs, NormalizationAttrs, SoftmaxAttrs
 from enginesmith.passes.attention import attention
 from enginesmith.passes.dead_code import dead_code
 from enginesmith.passes.layer_normalization import layer_normalization
 from enginesmith.passes.pipeline import run_pipeline
 from enginesmith.passes.softmax import softmax
-from enginesmith.passes.squeeze_excite import squeeze_excite
 
 N = dims.symbol("n")
 
@@ -160,39 +152,3 @@ def test_attention_whose_weights_are_read_elsewhere_stays() -> None:
     (weights,) = (n.output for n in graph.nodes if n.op == "softmax")
     graph.outputs.append(weights)
     assert not preserves(graph, attention, n=1)
-
-
-@pytest.mark.parametrize("biases", [True, False])
-def test_squeeze_excite(biases: bool) -> None:
-    b = Builder()
-    x = b.input(N, 6, 4, 5)
-    pooled = b.reduce("mean", x, 2, 3)
-    hidden = b.conv(pooled, 3)
-    if biases:
-        hidden = b.call("add", hidden, b.const(3, 1, 1))
-    gates = b.conv(b.pointwise(call("max", Arg(0), 0.0), hidden), 6)
-    if biases:
-        gates = b.call("add", gates, b.const(6, 1, 1))
-    graph = b.result(b.call("mul", x, b.call("sigmoid", gates)))
-    assert preserves(graph, lambda g: bool(run_pipeline(g, strided=True)), n=2)
-    assert ops(graph) == ["squeeze_excite", "pointwise"]
-    node = graph.nodes[0]
-    assert isinstance(node.attrs, SqueezeExciteAttrs)
-    assert len(node.inputs) == 3 + 2 * biases
-    assert graph.notes == ["recognised 1 squeeze-and-excitation"]
-    text = print_graph(graph)
-    data = {constant_hash(v.data): v.data for v in graph.values() if v.data is not None}
-    assert print_graph(parse_graph(text, data)) == text
-
-
-@pytest.mark.parametrize("why", ["read elsewhere", "windows", "sums"])
-def test_other_gates_stay(why: str) -> None:
-    b = Builder()
-    x = b.input(N, 6, 4, 5)
-    axes = (3,) if why == "windows" else (2, 3)
-    pooled = b.reduce("sum" if why == "sums" else "mean", x, *axes)
-    hidden = b.conv(pooled, 3)
-    outputs = [b.conv(hidden, 6)]
-    if why == "read elsewhere":
-        outputs.append(b.call("exp", hidden))
-    assert not preserves(b.result(*outputs), squeeze_excite, n=2)

@@ -22,7 +22,6 @@ from enginesmith.ir.ops import (
     PointwiseAttrs,
     ReduceAttrs,
     ShapeAttrs,
-    SqueezeExciteAttrs,
     TransposeAttrs,
     epilogue_of,
 )
@@ -139,12 +138,6 @@ def _attention(attrs: Attrs, q: TensorType, k: TensorType, v: TensorType, *_: An
     return TensorType(q.dtype, (*q.shape[:-1], v.shape[-1]))
 
 
-def _squeeze_excite(
-    attrs: SqueezeExciteAttrs, x: TensorType, w1: TensorType, w2: TensorType, *_: TensorType
-) -> TensorType:
-    return TensorType(x.dtype, (x.shape[0], w2.shape[0], 1, 1))
-
-
 def _reduce(attrs: ReduceAttrs, x: TensorType) -> TensorType:
     if any(not 0 <= axis < x.rank for axis in attrs.axes):
         raise ValueError(f"axes {list(attrs.axes)} of a tensor of rank {x.rank}")
@@ -223,7 +216,6 @@ _RULES: dict[str, Callable[..., TensorType]] = {
     "matmul": _matmul,
     "attention": _attention,
     "reduce": _reduce,
-    "squeeze_excite": _squeeze_excite,
     "softmax": _same,
     "normalization": _same,
     "concat": _concat,

@@ -206,16 +206,6 @@ class CumSumAttrs:
 
 
 @dataclass(frozen=True, slots=True)
-class SqueezeExciteAttrs:
-    """outer(w2 inner(w1 mean(x))): inputs x, w1, w2, the `extras` further operands of `inner`, then
-    those of `outer`; Arg(0) is the product. Inserted by passes for GPUs."""
-
-    inner: Expr
-    outer: Expr
-    extras: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class HostAttrs:
     """What `onnx.reference` computes on the host, for want of a lowering; the only operator that
     may have several outputs. operator: of ONNX; node: its NodeProto as text (runtime/host_node.py),
@@ -236,7 +226,7 @@ Attrs: TypeAlias = (
     PointwiseAttrs | ConvAttrs | ConvTransposeAttrs | MatMulAttrs | AttentionAttrs | ReduceAttrs
     | SoftmaxAttrs | NormalizationAttrs | PoolAttrs | ResizeAttrs | ConcatAttrs | SliceAttrs
     | TransposeAttrs | ReshapeAttrs | ExpandAttrs | PadAttrs | GatherAttrs | ScatterAttrs
-    | RangeAttrs | ShapeAttrs | CumSumAttrs | SqueezeExciteAttrs | HostAttrs | LayoutAttrs
+    | RangeAttrs | ShapeAttrs | CumSumAttrs | HostAttrs | LayoutAttrs
 )  # fmt: skip
 
 
@@ -272,7 +262,6 @@ OPS: dict[str, OpSchema] = {
     "range": OpSchema(RangeAttrs, 0),
     "shape": OpSchema(ShapeAttrs, 0),
     "cumsum": OpSchema(CumSumAttrs, 1),
-    "squeeze_excite": OpSchema(SqueezeExciteAttrs, -1),
     "host": OpSchema(HostAttrs, -1),
     "layout": OpSchema(LayoutAttrs, 1),
 }

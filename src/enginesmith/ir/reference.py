@@ -266,17 +266,6 @@ def _reduce(a: Any, x: Array) -> Array:
     return result.astype(x.dtype) if x.dtype != object else result
 
 
-def _squeeze_excite(a: Any, x: Array, w1: Array, w2: Array, *extras: Array) -> Array:
-    """Products of (images, channels) with weights (results, channels, 1, 1)."""
-
-    def product(rows: Array, weights: Array) -> Array:
-        return np.asarray(rows[:, :, 0, 0] @ weights[:, :, 0, 0].T)[:, :, None, None]
-
-    inner = [product(x.mean((2, 3), keepdims=True), w1), *extras[: a.extras]]
-    outer = [product(expr.evaluate(a.inner, inner), w2), *extras[a.extras :]]
-    return np.asarray(expr.evaluate(a.outer, outer))
-
-
 def _normalization(a: Any, x: Array, scale: Array, bias: Array | None = None) -> Array:
     axes = tuple(range(a.axis, x.ndim))
     if not a.rms:
@@ -385,7 +374,6 @@ _PLAIN: dict[str, Callable[..., Array]] = {
     "conv_transpose": _conv_transpose,
     "matmul": _matmul,
     "reduce": _reduce,
-    "squeeze_excite": _squeeze_excite,
     "softmax": _softmax,
     "normalization": _normalization,
     "concat": lambda a, *xs: np.concatenate(xs, a.axis),

@@ -39,7 +39,6 @@ from enginesmith.kernels.sizes import cpu as sizes
 from enginesmith.kernels.sizes import cuda as sizes_cuda
 from enginesmith.kernels.softmax import cpu as softmax
 from enginesmith.kernels.softmax import cuda as softmax_cuda
-from enginesmith.kernels.squeeze_excite import cuda as squeeze_excite_cuda
 
 _CPU: dict[str, ModuleType] = {
     "conv": conv,
@@ -78,7 +77,6 @@ _CUDA: dict[str, ModuleType] = {
     "cumsum": cumsum_cuda,
     "argmax": argmax_cuda,
     "attention": attention_cuda,
-    "squeeze_excite": squeeze_excite_cuda,
     "sizes": sizes_cuda,
     "host": host_cuda,
 }

@@ -58,9 +58,6 @@ class _Walk:
         if isinstance(node.attrs, ConvAttrs | ConvTransposeAttrs):
             self.convert(node, CHANNELS_LAST, skip=(0, 1) if self.is_stem(node) else (1,))
             self.set_outputs(node)
-        elif node.op == "squeeze_excite":
-            self.convert(node, CHANNELS_LAST, skip=tuple(range(1, len(node.inputs))))
-            self.set_outputs(node)
         elif node.op in FOLLOWERS and node.outputs[0].type.rank == 4 and self.leads(node):
             self.convert(node, CHANNELS_LAST)
             self.set_outputs(node)

@@ -29,7 +29,6 @@ from enginesmith.passes.sink_reshapes import sink_reshapes
 from enginesmith.passes.sink_transposes import sink_transposes
 from enginesmith.passes.slices import slices
 from enginesmith.passes.softmax import softmax
-from enginesmith.passes.squeeze_excite import squeeze_excite
 from enginesmith.passes.unify_shapes import unify_shapes
 
 Pass: TypeAlias = Callable[[Graph], bool]
@@ -66,7 +65,7 @@ STRIDED: tuple[Stage, ...] = (
     Stage("order rows", (row_order, *_CLEANUP), repeat=True),
     Stage("fuse around transposes",
           (sink_transposes, pointwise_fusion, epilogue_fusion, *_CLEANUP), repeat=True),
-    Stage("merge", (merge_matmuls, squeeze_excite, *_CLEANUP)),
+    Stage("merge", (merge_matmuls, *_CLEANUP)),
 )  # fmt: skip
 """What follows for targets whose kernels take any strides (GPUs): what it adds are views there."""
 

@@ -21,10 +21,7 @@ import numpy as np
 from enginesmith.ir.graph import Graph, Node, Value
 from enginesmith.ir.ops import ConvAttrs, LayoutAttrs
 
-WEIGHT_SLOTS = {
-    "conv": (1,), "conv_transpose": (1,), "matmul": (0, 1), "gather": (0,),
-    "squeeze_excite": (1, 2),
-}  # fmt: skip
+WEIGHT_SLOTS = {"conv": (1,), "conv_transpose": (1,), "matmul": (0, 1), "gather": (0,)}
 """Operands that are many and are multiplied or looked up."""
 
 FACTORS = {"conv": (0, 1), "conv_transpose": (0, 1), "matmul": (0, 1), "attention": (0, 1, 2)}

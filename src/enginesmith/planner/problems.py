@@ -29,7 +29,6 @@ from enginesmith.ir.ops import (
     ShapeAttrs,
     SliceAttrs,
     SoftmaxAttrs,
-    SqueezeExciteAttrs,
     TransposeAttrs,
     prologue_extras,
 )
@@ -52,7 +51,6 @@ from enginesmith.kernels.reduce.problem import ReduceProblem
 from enginesmith.kernels.resize.problem import ResizeProblem
 from enginesmith.kernels.sizes.problem import SizesProblem
 from enginesmith.kernels.softmax.problem import SoftmaxProblem
-from enginesmith.kernels.squeeze_excite.problem import SqueezeExciteProblem
 from enginesmith.planner.lower import Lowered, Lowering, held_data
 from enginesmith.planner.storage import ClearHalo, Move, View, expanded, sliced
 
@@ -246,22 +244,6 @@ def _reduce(lowering: Lowering, node: Node) -> Lowered:
     )  # fmt: skip
 
 
-def _squeeze_excite(lowering: Lowering, node: Node) -> Lowered:
-    attrs, y = node.attrs, node.output
-    assert isinstance(attrs, SqueezeExciteAttrs)
-    x, squeeze, excite, *extras = node.inputs
-    for value in (x, squeeze, excite):
-        lowering.value(value)
-    for number, value in enumerate(extras):
-        channels = (squeeze if number < attrs.extras else excite).shape[0]
-        lowering.broadcast(value, (x.shape[0], channels, 1, 1))
-    lowering.value(y)
-    return lowering.done(
-        "squeeze_excite", SqueezeExciteProblem, node.op, node.sources,
-        inner=attrs.inner, outer=attrs.outer, extras=attrs.extras,
-    )  # fmt: skip
-
-
 def _resize(lowering: Lowering, node: Node) -> Lowered:
     attrs, x, y = node.attrs, node.inputs[0], node.output
     assert isinstance(attrs, ResizeAttrs)
@@ -401,7 +383,6 @@ LOWERINGS: dict[str, Callable[[Lowering, Node], Lowered]] = {
     "layout": _copy,
     "matmul": _matmul,
     "reduce": _reduce,
-    "squeeze_excite": _squeeze_excite,
     "attention": _attention,
     "gather": _gather,
     "scatter": _gather,

@@ -1,1 +1,0 @@
-"""Squeeze-and-excitation: gates for the channels of an image from their means."""

@@ -327,6 +327,31 @@ def test_compiles(isa: str, artifact_cache: Path) -> None:
             assert (-1 < text.find("griddepcontrol.wait") < first) == (target.arch >= 90)
 
 
+def repeated(problem: MatMulProblem, slot: int, axis: int) -> MatMulProblem:
+    """The product with all rows or columns of an operand at one place."""
+    operands, strides = list(problem.operands), list(problem.operands[slot].strides)
+    strides[axis] = 0
+    operands[slot] = replace(operands[slot], strides=tuple(strides))
+    return replace(problem, operands=tuple(operands))
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        PRODUCTS["no depth"],
+        repeated(product(array(40, 72), array(72, 48)), 0, 0),
+        repeated(product(array(40, 72), array(72, 48)), 1, 1),
+        repeated(repeated(product(array(40, 70), array(70, 48)), 0, 0), 0, 1),
+    ],
+    ids=["no depth", "one row", "one column", "one element"],
+)
+def test_repeated_operands_compile(problem: MatMulProblem, artifact_cache: Path) -> None:
+    """The interpreter multiplies blocks of any shape; the compiler wants whole ones."""
+    check(matmul, problem, SHAPES[1])
+    source = matmul.emit(problem, SHAPES[1].tactic, TARGET)
+    assert compile_triton(source, TARGET, ArtifactCache(artifact_cache)).cubin[:4] == b"\x7fELF"
+
+
 def test_candidates_make_sense() -> None:
     """Much work gets large tiles, little work small ones; all fit every GPU."""
     large = product(array(4096, 1024), array(1024, 4096, constant=True))

@@ -167,11 +167,18 @@ def _products(
         return _copied(problem, s, arguments, depth)
     ((_, b_row),) = b.rows
     depth_a, depth_b, columns_b = ((0, a.column),), ((0, b_row),), ((0, b.column),)
-    return [
+    lines = [
         f"a = {base(a, arguments, 'batch')}{along(a.rows, arguments, at_m, '[:, None]')}"
         f"{along(depth_a, arguments, 'rk', '[None, :]')}",
         f"b = {base(b, arguments, 'batch')}{along(depth_b, arguments, 'rk', '[:, None]')}"
         f"{along(columns_b, arguments, at_n, '[None, :]')}",
+    ]
+    if a.same_rows or a.column == 0:  # the compiler, unlike the interpreter, needs whole blocks
+        lines.append(f"a = tl.broadcast_to(a, ({s.rows}, {s.depth}))")
+    if b_row == 0 or b.column == 0:
+        lines.append(f"b = tl.broadcast_to(b, ({s.depth}, {s.columns}))")
+    return [
+        *lines,
         f"sums = tl.zeros(({s.rows}, {s.columns}), tl.float32)",
         f"for k in range(0, {depth}, {s.depth}):",
         f"    x = tl.load(a{masked(mask_m, mask_a)})",

@@ -341,4 +341,6 @@ def finish_shared(
     }}
 """
     first, each = f"tid / {groups}", -(-rows // step)
+    if threads % groups:  # the last threads have nothing to do
+        first = f"(tid < {groups * step} ? {first} : {rows})"
     return Finish(epilogue, rows, first, step, each, column, sums, mapped=mapped)

@@ -7,6 +7,11 @@ columns of A (rows of 128 bytes) and the same 64 of the weights, both with the 1
 of them, the one finishes its tile (epilogue, stores) while the other multiplies. Two blocks of a
 cluster compute neighbours: each loads half of what both read, see `Tile.share`.
 
+Small products have fewer tiles than there are multiprocessors, and each of these reads no more
+than some 40 bytes a clock from the L2 cache. So K can be cut: the `Tile.split` blocks of a cluster
+sum up parts of the steps of one tile, each gets the partial sums of some rows from the others,
+written straight into its shared memory, and finishes them.
+
 Weights are packed as B transposed, [columns][depth], see `pack_weights`: within 32 columns they are
 ordered such that the eight sums that a lane holds of a row and 32 columns belong to eight
 *consecutive* columns of the result. So results go from registers to memory 16 bytes a lane, with
@@ -27,6 +32,7 @@ import numpy as np
 from enginesmith.codegen.cuda_prelude import CUDA_TYPES
 from enginesmith.codegen.cuda_wgmma import wgmma_functions
 from enginesmith.ir.expr import Expr
+from enginesmith.kernels import wgmma_text
 from enginesmith.kernels.base import (
     ITEMSIZE,
     Operand,
@@ -40,7 +46,7 @@ from enginesmith.kernels.base import (
 )
 from enginesmith.kernels.cuda import CudaSource, Launch, TensorMap
 from enginesmith.kernels.cuda_nest import factor, kernel_head
-from enginesmith.kernels.tile import Epilogue, Matrix, Roles
+from enginesmith.kernels.tile import Epilogue, Matrix, Roles, finish_shared
 
 TYPES = ("float16", "bfloat16")
 """What is multiplied."""
@@ -54,6 +60,10 @@ MULTIPROCESSORS = 132
 SHARED = 227 * 1024
 """Bytes of shared memory a block can have; several on one multiprocessor need 1 KiB more each."""
 
+SPLIT_LIMIT = 1.5
+"""Times the best estimate up to which splitting K is tried: measured, it was far from winning where
+the estimate was."""
+
 NOTHING, WEIGHTS, INPUT = range(3)
 """What the two blocks of a cluster share."""
 
@@ -63,7 +73,8 @@ class Tile:
     """rows (a multiple of 64 * groups), columns (a multiple of 32, at most 256): of the result.
     groups: warp groups that multiply one tile. teams: 1 or 2, tiles in work at once. blocks: per
     multiprocessor. share: NOTHING; WEIGHTS: the two tiles of a cluster lie below each other and
-    share weights; INPUT: they lie side by side and share rows of A."""
+    share weights; INPUT: they lie side by side and share rows of A. split: blocks that sum up a
+    part of K each, of one tile, and share nothing else."""
 
     rows: int
     columns: int
@@ -71,11 +82,17 @@ class Tile:
     teams: int = 1
     blocks: int = 1
     share: int = NOTHING
+    split: int = 1
+
+    @property
+    def sharers(self) -> int:
+        """Blocks that read the same."""
+        return 1 if self.share == NOTHING else 2
 
     @property
     def cluster(self) -> int:
         """Blocks of a cluster."""
-        return 1 if self.share == NOTHING else 2
+        return max(self.split, self.sharers)
 
     @property
     def consumers(self) -> int:
@@ -122,13 +139,23 @@ class Tile:
         return (self.rows + self.columns) * DEPTH * 2
 
     @property
+    def pitch(self) -> int:
+        """Floats between rows of partial sums, which the stores of a warp spread over the banks."""
+        return self.columns + 4
+
+    @property
+    def exchange(self) -> int:
+        """Bytes for the partial sums of the rows that a block finishes."""
+        return 4 * self.rows * self.pitch if self.split > 1 else 0
+
+    @property
     def stages(self) -> int:
-        return min(8, ((SHARED + 1024) // self.blocks - 2048) // self.stage)
+        return min(8, ((SHARED + 1024) // self.blocks - 2048 - self.exchange) // self.stage)
 
     @property
     def shared(self) -> int:
-        """Bytes: the ring, and its barriers."""
-        return self.stages * self.stage + 8 * (2 * self.stages + 2)
+        """Bytes: the ring, its barriers, and partial sums."""
+        return self.stages * self.stage + 8 * (2 * self.stages + 2) + self.exchange
 
     def counts(self, row_tiles: Size, columns: int) -> tuple[Size, int]:
         """Tiles, or pairs of tiles of a cluster, in a column and in a row."""
@@ -140,12 +167,12 @@ class Tile:
     @property
     def tactic(self) -> Tactic:
         return tactic("wgmma", m=self.rows, n=self.columns, groups=self.groups, teams=self.teams,
-                      blocks=self.blocks, share=self.share)  # fmt: skip
+                      blocks=self.blocks, share=self.share, split=self.split)  # fmt: skip
 
 
 def tile_of(tactic: Tactic) -> Tile:
     """The tile of one of the tactics made here."""
-    names = ("m", "n", "groups", "teams", "blocks", "share")
+    names = ("m", "n", "groups", "teams", "blocks", "share", "split")
     return Tile(*(tactic[name] for name in names))
 
 
@@ -237,36 +264,40 @@ def _weights_map(product: Product, tile: Tile) -> TensorMap:
 def candidates(
     row_tiles: dict[int, int], columns: int, steps: int, work: int, moved: float, boxes: bool
 ) -> tuple[Tactic, ...]:
-    """The tactics that an estimate expects to be fastest: those of clusters and those of single
-    blocks, whose difference it can't foresee. row_tiles: how many tiles of so many rows there are
-    in a column; work: operations of the epilogue per element; moved: bytes of y and extras per
-    element; boxes: rows are boxes of pixels."""
+    """The tactics that an estimate expects to be fastest: those of single blocks, of clusters that
+    share and of clusters that split K, whose differences it can't foresee. row_tiles: how many
+    tiles of so many rows there are in a column; work: operations of the epilogue per element;
+    moved: bytes of y and extras per element; boxes: rows are boxes of pixels."""
     times: dict[Tile, float] = {}
     for tile in forms():
         high, wide = tile.counts(row_tiles[tile.rows], columns)
         assert isinstance(high, int)
-        slots = MULTIPROCESSORS // tile.cluster
-        if high * wide <= slots * max(tile.teams - 1, tile.blocks - 1):
+        blocks = high * wide * tile.cluster
+        if tile.split > 1:
+            if blocks > 2 * MULTIPROCESSORS or steps < 2 * tile.split:
+                continue  # there are enough tiles, or too few steps
+        elif blocks <= MULTIPROCESSORS * max(tile.teams - 1, tile.blocks - 1):
             continue  # a part of the blocks or teams had no work
         if boxes and tile.share == INPUT:
             continue  # half a box isn't always a box
-        times[tile] = _clocks(tile, high * wide * tile.cluster, steps, work, moved)
+        times[tile] = _clocks(tile, blocks, steps, work, moved)
     chosen: list[Tile] = []
-    for cluster in (1, 2):
-        kinds: dict[tuple[int, int, int], Tile] = {}
+    for sharers, splits in ((1, False), (2, False), (1, True)):
+        kinds: dict[tuple[int, ...], Tile] = {}
         for tile in sorted(times, key=lambda t: times[t]):
-            if tile.cluster == cluster:
+            if tile.sharers == sharers and (tile.split > 1) == splits:
                 kinds.setdefault((tile.rows, tile.columns, tile.teams), tile)
-        chosen += list(kinds.values())[:4]
+        chosen += list(kinds.values())[: 6 if splits else 4]
     chosen.sort(key=lambda t: times[t])
-    return tuple(t.tactic for t in chosen if times[t] <= 2 * times[chosen[0]])
+    limits = {tile: 2 if tile.split == 1 else SPLIT_LIMIT for tile in chosen}
+    return tuple(t.tactic for t in chosen if times[t] <= limits[t] * times[chosen[0]])
 
 
 @cache
 def forms() -> tuple[Tile, ...]:
     """All tiles that fit the machine."""
     kinds = ((1, 1, 1), (1, 1, 2), (1, 2, 1), (2, 1, 1), (3, 1, 1), (1, 1, 3))
-    found = (
+    whole = (
         Tile(64 * sums * groups, columns, groups, teams, blocks, share)
         for groups, teams, blocks in kinds
         for sums in (1, 2, 3)
@@ -274,13 +305,19 @@ def forms() -> tuple[Tile, ...]:
         for share in (NOTHING, WEIGHTS, INPUT)
         if 64 * sums * groups <= 256
     )
-    return tuple(t for t in found if t.fits)
+    parts = (
+        Tile(rows, columns, 1, 1, 1 if rows * columns > 8192 else 2, NOTHING, split)
+        for rows in (64, 128)
+        for columns in (32, 64, 96, 128)
+        for split in (2, 4, 8)
+    )
+    return tuple(t for t in (*whole, *parts) if t.fits)
 
 
-def _clocks(tile: Tile, tiles: int, steps: int, work: int, moved: float) -> float:
+def _clocks(tile: Tile, blocks: int, steps: int, work: int, moved: float) -> float:
     """Clocks that a multiprocessor takes, roughly: the slowest of what a step asks of tensor cores
     (2048 multiply-adds a clock), shared memory (128 bytes) and the L2 cache (some 36 bytes), and
-    the ends of tiles that nothing hides."""
+    the ends of tiles that nothing hides. blocks: a tile each, or a part of one."""
     rows, columns = tile.rows, tile.columns
     read = 4 * (rows // 64) * (64 + columns) * 32
     loaded = rows / (1 + (tile.share == INPUT)) + columns / (1 + (tile.share == WEIGHTS))
@@ -289,174 +326,20 @@ def _clocks(tile: Tile, tiles: int, steps: int, work: int, moved: float) -> floa
         (read + tile.stage) / 128,
         2 * DEPTH * loaded / 36,
     )
-    end = rows * columns * max((4 + 2 * work) / 128, moved / 13) + 600
-    waves = -(-tiles // (MULTIPROCESSORS * tile.blocks))
-    main = waves * tile.blocks * steps * step
-    start = 800 * tile.cluster
-    if tile.teams * tile.blocks > 1:  # ends overlap with other tiles' steps
-        return max(main, waves * tile.blocks * end) + min(steps * step, end) + start
+    results = rows * columns // tile.split
+    end = results * max((4 + 2 * work) / 128, moved / 13) + 600
+    if tile.split > 1:  # the exchange
+        end += rows * columns / 8 + 2500
+    waves = -(-blocks // MULTIPROCESSORS)
+    steps = -(-steps // tile.split)
+    main = waves * steps * step
+    start = 800 * tile.sharers
+    if tile.teams * min(tile.blocks, waves) > 1:  # ends overlap with other tiles' steps
+        return max(main, waves * end) + min(steps * step, end) + start
     return main + waves * end + start
 
 
 # -- text ------------------------------------------------------------------------------------------
-
-_KERNEL = """\
-  char *const ring = shared_memory();
-  Barrier *const full = (Barrier *)(ring + STAGES * STAGE), *const empty = full + STAGES;
-  Barrier *const turn = empty + STAGES;
-  const int warp = lane_get((int)threadIdx.x / 32, 0), lane = threadIdx.x % 32;
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < STAGES; ++s) {
-      barrier_init(full + s, 1);
-      barrier_init(empty + s, 4 * GROUPS * CLUSTER);
-    }
-    for (int t = 0; t < 2; ++t) barrier_init(turn + t, 4 * GROUPS);
-    barrier_fence();
-  }
-  if (SHARE) cluster_sync(); else __syncthreads();
-  const int rank = SHARE ? cluster_rank() : 0;
-  const int first_tile = blockIdx.x / CLUSTER, tile_step = gridDim.x / CLUSTER;
-  grid_launch();
-@SIZES@
-  if (warp >= 4 * GROUPS * TEAMS) {  /* the producers; only one thread works */
-    registers_down<FILLER>();
-    if (threadIdx.x == 128 * GROUPS * TEAMS) {
-      tma_prefetch(&m0);
-      tma_prefetch(&m1);
-      int slot = 0, phase = 1, early = 0;
-      if (first_tile < tiles) {  /* weights don't depend on the kernels before */
-        const int column = place(first_tile, row_tiles, column_tiles, together, rank).column;
-        for (; early < imin(STAGES, steps); ++early) {
-          barrier_expect(full + early, bytes);
-          load_weights(ring + early * STAGE, &m1, full + early, early, column, rank);
-        }
-      }
-      grid_wait();
-      for (int tile = first_tile; tile < tiles; tile += tile_step) {
-        const Place at = place(tile, row_tiles, column_tiles, together, rank);
-@ORIGIN@
-        for (int k = 0; k < steps; ++k) {
-          char *const a = ring + slot * STAGE;
-          if (early > 0) {
-            --early;
-          } else {
-            barrier_wait(empty + slot, phase);
-            barrier_expect(full + slot, bytes);
-            load_weights(a, &m1, full + slot, k, at.column, rank);
-          }
-@LOAD@
-          if (++slot == STAGES) { slot = 0; phase ^= 1; }
-        }
-      }
-    }
-    sync_warp();
-    if (SHARE) cluster_sync();  /* what others send here has arrived */
-    return;
-  }
-  registers_up<REGISTERS>();
-  const int team = warp / (4 * GROUPS), part = warp / 4 % GROUPS;
-  const int own = part * (64 * SUMS) + warp % 4 * 16 + lane / 4;  /* this lane's first row */
-  const uint64_t a0 = wgmma_tile(ring + part * SUMS * 8192), b0 = wgmma_tile(ring + ROWS * 128);
-  grid_wait();
-@POINTERS@
-  int turns = team ^ 1;
-  uint32_t step = team * steps;  /* of all steps of the block, those of the teams in turn */
-  for (int tile = first_tile + team * tile_step; tile < tiles; tile += TEAMS * tile_step) {
-    float sum[SUMS][COLUMNS / 2];
-    int slot = step % STAGES, phase = step / STAGES & 1, last = 0;
-    if (TEAMS == 2) { barrier_wait(turn + team, turns); turns ^= 1; }
-    for (int k = 0; k < steps; ++k) {
-      barrier_wait(full + slot, phase);
-      const uint64_t a = a0 + slot * (STAGE >> 4), b = b0 + slot * (STAGE >> 4);
-      wgmma_fence();
-      UNROLL for (int i = 0; i < 4; ++i)
-        UNROLL for (int m = 0; m < SUMS; ++m)
-          wgmma(sum[m], a + m * 512 + i * 2, b + i * 2, k > 0 || i > 0, Tag<T>());
-      wgmma_commit();
-      wgmma_wait<1>();  /* what the step before read is free */
-      if (k > 0 && lane < CLUSTER) release(empty + last, lane);
-      last = slot;
-      if (++slot == STAGES) { slot = 0; phase ^= 1; }
-    }
-    if (TEAMS == 2 && lane == 0) barrier_arrive(turn + (team ^ 1));
-    const Place at = place(tile, row_tiles, column_tiles, together, rank);
-    const int first = at.column * COLUMNS + lane % 4 * 8;  /* column */
-    int rows[2 * SUMS];  /* of the result; -1: outside */
-    UNROLL for (int r = 0; r < 2 * SUMS; ++r) {
-      const int local = own + r / 2 * 64 + r % 2 * 8;
-      @ROW@
-    }
-    Fetched fetched[AHEAD][8 / VECTOR][2 * SUMS];
-    int next = first;  /* loads that don't need the sums go ahead of them */
-    @FETCH@
-    wgmma_wait<0>();
-    UNROLL for (int m = 0; m < SUMS; ++m) wgmma_hold(sum[m]);
-    if (lane < CLUSTER) release(empty + last, lane);
-    step += TEAMS * steps;
-    UNROLL for (int g0 = 0; g0 < COLUMNS / 32; g0 += AHEAD) {
-      UNROLL for (int g = 0; g < AHEAD; ++g)
-        UNROLL for (int s = 0; s < 8 / VECTOR; ++s) {
-          const int column = first + (g0 + g) * 32 + s * VECTOR;
-          @COLUMNS@
-          UNROLL for (int r = 0; r < 2 * SUMS; ++r) if (rows[r] >= 0 && column < columns) {
-            float x[VECTOR];
-            UNROLL for (int i = 0; i < VECTOR; ++i) {
-              const int e = s * VECTOR + i;
-              x[i] = sum[r / 2][((g0 + g) * 4 + e / 2) * 4 + r % 2 * 2 + e % 2];
-            }
-            @STORE@
-          }
-        }
-      next += AHEAD * 32;
-      if (g0 + AHEAD < COLUMNS / 32) {
-        @FETCH@
-      }
-    }
-    sync_warp();  /* rows outside let lanes diverge */
-  }
-  if (SHARE) cluster_sync();
-}
-"""
-
-_FETCH = """\
-UNROLL for (int g = 0; g < AHEAD; ++g)
-  UNROLL for (int s = 0; s < 8 / VECTOR; ++s) {
-    const int column = next + g * 32 + s * VECTOR;
-    UNROLL for (int r = 0; r < 2 * SUMS; ++r) if (rows[r] >= 0 && column < columns) {
-      @ONE@
-    }
-  }
-"""
-
-_FUNCTIONS = """\
-/* Tile number `tile`, or that of block `rank` in pair number `tile`. Tiles that are in work at the
-   same time share rows and columns: `together` rows of tiles are worked off column by column. */
-struct Place { int row, column; };
-DEVICE Place place(int tile, int row_tiles, int column_tiles, int together, int rank) {
-  const int all = together * column_tiles, first = tile / all * together, rest = tile % all;
-  const int rows = imin(together, row_tiles - first);
-  const Place at = {first + rest % rows, rest / rows};
-  return {SHARE == WEIGHTS ? 2 * at.row + rank : at.row,
-          SHARE == INPUT ? 2 * at.column + rank : at.column};
-}
-/* What `count` rows of a matrix, from row `first` on, have for step k. shared: both blocks of the
-   cluster read it, and each loads a half for both. */
-DEVICE void load_rows(
-    char *to, const TensorMap *m, Barrier *full, int k, int first, int count, bool shared,
-    int rank) {
-  const int part = rank * (count / 2);
-  if (shared) tma_load2_multicast(to + part * 128, m, full, k * 64, first + part, 3);
-  else tma_load2(to, m, full, k * 64, first);
-}
-DEVICE void load_weights(
-    char *stage, const TensorMap *m, Barrier *full, int k, int column, int rank) {
-  load_rows(stage + ROWS * 128, m, full, k, column * COLUMNS, COLUMNS, SHARE == WEIGHTS, rank);
-}
-/* This warp doesn't need the stage any more, which block `rank` writes to, too. */
-DEVICE void release(Barrier *empty, int rank) {
-  if (SHARE) barrier_arrive_cluster(empty, rank); else barrier_arrive(empty);
-}
-"""
 
 
 def source(product: Product, tile: Tile) -> CudaSource:
@@ -472,7 +355,8 @@ def source(product: Product, tile: Tile) -> CudaSource:
     constants = {
         "ROWS": tile.rows, "COLUMNS": tile.columns, "GROUPS": tile.groups, "TEAMS": tile.teams,
         "CLUSTER": tile.cluster, "SHARE": tile.share, "WEIGHTS": WEIGHTS, "INPUT": INPUT,
-        "STAGES": tile.stages, "STAGE": tile.stage, "SUMS": sums,
+        "SHARERS": tile.sharers, "SPLIT": tile.split, "PART": tile.rows // tile.split,
+        "PITCH": tile.pitch, "STAGES": tile.stages, "STAGE": tile.stage, "SUMS": sums,
         "AHEAD": ahead, "VECTOR": epilogue.vector, "FILLER": tile.filler,
         "REGISTERS": tile.registers,
     }  # fmt: skip
@@ -481,36 +365,60 @@ def source(product: Product, tile: Tile) -> CudaSource:
     tiles = mul(row_tiles, column_tiles)
     sizes = {
         "tiles": tiles, "row_tiles": row_tiles, "column_tiles": column_tiles,
-        "together": 1 if column_tiles <= 16 else 8, "steps": product.steps,
+        "together": 1 if column_tiles <= 16 else 8, "all_steps": product.steps,
         "columns": product.columns, "bytes": (filled + tile.columns) * DEPTH * 2,
     }  # fmt: skip
     names = "".join(f"  const int {k} = {values.value(v)};\n" for k, v in sizes.items())
     parts = _box_parts(box, values) if box else _row_parts(product, values)
-    fetch = epilogue.fetch("fetched[g][s][r]", "rows[r]", "column")
-    parts |= {
-        "SIZES": names + parts["SIZES"],
-        "POINTERS": epilogue.begin("0"),
-        "FETCH": _FETCH.replace("@ONE@", fetch) if epilogue.moving else "",
-        "COLUMNS": epilogue.columns("imin(column, columns - VECTOR)"),
-        "STORE": epilogue.store("x", "fetched[g][s][r]", "rows[r]", "column"),
-    }
-    body = _KERNEL
-    for name, text in parts.items():
+    parts["SIZES"] = names + parts["SIZES"]
+    parts |= _end_of_part(epilogue, tile) if tile.split > 1 else _end_of_tile(epilogue)
+    body = wgmma_text.KERNEL.replace(
+        "@CONSUME@", wgmma_text.CONSUME_PART if tile.split > 1 else wgmma_text.CONSUME
+    )
+    for name, text in ({"MULTIPLY": wgmma_text.MULTIPLY} | parts).items():
         body = body.replace(f"@{name}@", text)
     head = kernel_head(product.problem, values, tile.threads, blocks=tile.blocks, maps=2)
     text = (
         f"typedef {CUDA_TYPES[product.dtype]} T;\n"
         f"enum {{ {', '.join(f'{k} = {v}' for k, v in constants.items())} }};\n"
         + wgmma_functions(product.dtype, [tile.columns])
-        + _FUNCTIONS + epilogue.functions + head + body
+        + wgmma_text.FUNCTIONS + epilogue.functions + head + body
     )  # fmt: skip
+    # Blocks stay for several tiles, unless they are parts of one.
     slots = MULTIPROCESSORS * tile.blocks // tile.cluster
+    clusters = tiles if tile.split > 1 else least(tiles, slots)
     maps = (product.a, _weights_map(product, tile))
     return CudaSource(
         text,
-        (Launch((mul(tile.cluster, least(tiles, slots)), 1, 1), tile.threads, values.launch,
+        (Launch((mul(tile.cluster, clusters), 1, 1), tile.threads, values.launch,
                 shared=tile.shared, cluster=(tile.cluster, 1, 1), maps=maps),),
     )  # fmt: skip
+
+
+def _end_of_tile(epilogue: Epilogue) -> dict[str, str]:
+    """Results go from registers to memory."""
+    fetch = epilogue.fetch("fetched[g][s][r]", "rows[r]", "column")
+    return {
+        "POINTERS": epilogue.begin("0"),
+        "FETCH": wgmma_text.FETCH.replace("@ONE@", fetch) if epilogue.moving else "",
+        "COLUMNS": epilogue.columns("imin(column, columns - VECTOR)"),
+        "STORE": epilogue.store("x", "fetched[g][s][r]", "rows[r]", "column"),
+    }
+
+
+def _end_of_part(epilogue: Epilogue, tile: Tile) -> dict[str, str]:
+    """Each block of a cluster finishes some rows, of sums that it gets from all."""
+    part = tile.rows // tile.split
+    finish = finish_shared(
+        epilogue, "all", part, tile.columns, 128 * tile.groups, tile.pitch,
+        tile.split, part * tile.pitch, "row_of",
+    )  # fmt: skip
+    return {
+        "POINTERS": epilogue.begin("0"),
+        "BEGIN": finish.begin("rank * PART", "at.column * COLUMNS", "ROWS", "columns"),
+        "FETCH": finish.fetch(),
+        "STORE": finish.store(),
+    }
 
 
 def _row_parts(product: Product, values: Roles) -> dict[str, str]:
@@ -519,7 +427,11 @@ def _row_parts(product: Product, values: Roles) -> dict[str, str]:
         "SIZES": f"  const int all_rows = {values.value(product.rows)};\n",
         "ORIGIN": "",
         "LOAD": "load_rows(a, &m0, full + slot, k, at.row * ROWS, ROWS, SHARE == INPUT, rank);",
-        "ROW": "rows[r] = at.row * ROWS + local;\n      if (rows[r] >= all_rows) rows[r] = -1;",
+        "ROW": """\
+auto row_of = [&](int local) {
+  const int row = at.row * ROWS + local;
+  return row < all_rows ? row : -1;
+};""",
     }
 
 
@@ -539,8 +451,11 @@ const int h0 = at.row / boxes_w % boxes_h * box_h, n0 = at.row / boxes_w / boxes
 """
     return {
         "SIZES": "".join(f"  const int {k} = {values.value(v)};\n" for k, v in sizes.items())
-        + f"  const int pieces = steps / {values.value(prod(box.kernel))};\n",
-        "ORIGIN": origin + "int piece = 0, kx = 0, ky = 0;",
+        + f"  const int pieces = all_steps / {values.value(prod(box.kernel))};\n",
+        "ORIGIN": origin
+        + """\
+int piece = first_step % pieces, kx = first_step / pieces % kernel_w;
+int ky = first_step / pieces / kernel_w;""",
         "LOAD": """\
 tma_load4(a, &m0, full + slot, piece * 64, w0 * stride_w - pad_w + kx * dilation_w,
                   h0 * stride_h - pad_h + ky * dilation_h, n0);
@@ -550,7 +465,9 @@ tma_load4(a, &m0, full + slot, piece * 64, w0 * stride_w - pad_w + kx * dilation
         }""",
         "ROW": origin
         + """\
-const int w = local % box_w, h = local / box_w % box_h, n = local / box_w / box_h;
-const bool inside = n < box_n && n0 + n < all_n && h0 + h < all_h && w0 + w < all_w;
-rows[r] = inside ? ((n0 + n) * all_h + h0 + h) * all_w + w0 + w : -1;""",
+auto row_of = [&](int local) {
+  const int w = local % box_w, h = local / box_w % box_h, n = local / box_w / box_h;
+  const bool inside = n < box_n && n0 + n < all_n && h0 + h < all_h && w0 + w < all_w;
+  return inside ? ((n0 + n) * all_h + h0 + h) * all_w + w0 + w : -1;
+};""",
     }

@@ -57,6 +57,9 @@ KERNELS: dict[str, Callable[[], Made]] = {
     "conv_wgmma": lambda: (
         test_wgmma.conv, test_wgmma.conv_problem(test_wgmma.CONVS[1]),
         test_wgmma.tile(128, 64, groups=2).tactic),
+    "matmul_wgmma": lambda: (
+        test_wgmma.matmul, test_wgmma.product(128, 3072, 768, test_wgmma.RESIDUAL),
+        test_wgmma.parts(64, 96, 8).tactic),
     "conv_depthwise": lambda: first(
         test_conv_plain.depthwise_cuda, test_conv_plain.conv(1, 48, 9, 9, 48, 5, 2, 2, 1, 48)),
     "conv_stem": lambda: first(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,16 @@ from enginesmith.kernels.conv.problem import ConvProblem, static
 from enginesmith.kernels.cuda import CudaSource, Launch, TensorMap
 from enginesmith.kernels.matmul import wgmma as matmul
 from enginesmith.kernels.matmul.problem import MatMulProblem
-from enginesmith.kernels.wgmma_tile import INPUT, NOTHING, WEIGHTS, Tile, forms, pack_weights
+from enginesmith.kernels.wgmma_tile import (
+    DEPTH,
+    INPUT,
+    NOTHING,
+    WEIGHTS,
+    Tile,
+    forms,
+    pack_weights,
+    tile_of,
+)
 from enginesmith.plan.target import Target
 from enginesmith.toolchain.cache import ArtifactCache
 from enginesmith.toolchain.nvrtc import compile_cubin
@@ -39,6 +49,12 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def tile(rows: int, columns: int, groups: int = 1, teams: int = 1, share: int = NOTHING) -> Tile:
     return Tile(rows, columns, groups, teams, 1, share)
+
+
+def parts(rows: int, columns: int, split: int) -> Tile:
+    """A tile whose depth is split over blocks."""
+    (form,) = (t for t in forms() if (t.rows, t.columns, t.split) == (rows, columns, split))
+    return form
 
 
 def normal(seed: int, shape: Sequence[int], dtype: str = "float16") -> np.ndarray:
@@ -94,6 +110,12 @@ def check_product(problem: MatMulProblem, form: Tile, slots: tuple[int, ...] = (
         (tile(64, 96, teams=2, share=WEIGHTS), (330, 720, 130)),
         (tile(128, 64, groups=2, share=INPUT), (300, 136, 180)),
         (tile(192, 96, teams=2, share=INPUT), (400, 520, 310)),
+        (parts(64, 64, 2), (150, 136, 96)),
+        (parts(64, 96, 4), (70, 776, 200)),
+        (parts(128, 32, 2), (300, 264, 100)),
+        (parts(128, 64, 8), (130, 1096, 72)),
+        (parts(64, 128, 8), (49, 520, 130)),
+        (parts(128, 128, 4), (128, 328, 136)),
     ],
     ids=str,
 )
@@ -102,7 +124,9 @@ def test_products(form: Tile, shape: tuple[int, int, int]) -> None:
     check_product(product(*shape), form)
 
 
-@pytest.mark.parametrize("form", [tile(64, 64), tile(64, 64, teams=2, share=WEIGHTS)], ids=str)
+@pytest.mark.parametrize(
+    "form", [tile(64, 64), tile(64, 64, teams=2, share=WEIGHTS), parts(64, 96, 2)], ids=str
+)
 @pytest.mark.parametrize(
     ("dtype", "out", "columns", "gap"),
     [("float16", "float16", 72, 8), ("bfloat16", "bfloat16", 64, 0), ("float16", "float32", 50, 0),
@@ -112,9 +136,10 @@ def test_types_and_epilogues(form: Tile, dtype: str, out: str, columns: int, gap
     check_product(product(200, 88, columns, RESIDUAL, dtype, out, gap=gap), form)
 
 
+@pytest.mark.parametrize("form", [tile(64, 64, teams=2), parts(64, 64, 2)], ids=str)
 @pytest.mark.parametrize("rows", [0, 1, 77, 200])
-def test_symbolic_rows(rows: int) -> None:
-    check_product(product("d0", 72, 64, RESIDUAL, hint=(256,)), tile(64, 64, teams=2), (rows,))
+def test_symbolic_rows(rows: int, form: Tile) -> None:
+    check_product(product("d0", 72, 64, RESIDUAL, hint=(256,)), form, (rows,))
 
 
 def test_batches_fold_into_rows() -> None:
@@ -182,9 +207,14 @@ def conv_problem(case: tuple[Any, ...], dtype: str = "float16") -> ConvProblem:
 
 @pytest.mark.parametrize("case", CONVS, ids=str)
 @pytest.mark.parametrize(
-    "form", [tile(64, 64), tile(128, 64, groups=2), tile(64, 32, teams=2, share=WEIGHTS)], ids=str
-)
+    "form",
+    [tile(64, 64), tile(128, 64, groups=2), tile(64, 32, teams=2, share=WEIGHTS),
+     parts(64, 64, 2), parts(128, 32, 4)],
+    ids=str,
+)  # fmt: skip
 def test_convolutions(case: tuple[Any, ...], form: Tile) -> None:
+    if prod(case[5]) * -(-case[1] // DEPTH) < form.split:
+        pytest.skip("a part would have no steps")
     problem = conv_problem(case, "bfloat16" if form.groups == 2 else "float16")
     inputs = [normal(i, o.shape, o.dtype) for i, o in enumerate(problem.operands[:-1])]  # type: ignore[arg-type]
     x, w, *extras = (v.astype(np.float64) for v in inputs)
@@ -204,7 +234,8 @@ def test_symbolic_batch_and_size() -> None:
     inputs = [normal(1, (3, 64, 7, 9)), normal(2, (48, 64, 3, 3))]
     like = conv_problem((3, 64, 7, 9, 48, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 0))
     want = convolve(inputs[0].astype(np.float64), inputs[1].astype(np.float64), like)
-    check(conv, problem, tile(64, 64), inputs, want, (3, 7, 9))
+    for form in (tile(64, 64), parts(64, 64, 4)):
+        check(conv, problem, form, inputs, want, (3, 7, 9))
 
 
 @pytest.mark.parametrize("share", [NOTHING, WEIGHTS])
@@ -212,7 +243,8 @@ def test_compiles(share: int, tmp_path: Path) -> None:
     cache = ArtifactCache(tmp_path)
     linear = matmul.emit(product(400, 72, 96, RESIDUAL), tile(192, 96, 3, 1, share).tactic, TARGET)
     boxes = conv.emit(conv_problem(CONVS[1]), tile(64, 64, 1, 2, share).tactic, TARGET)
-    for source in (linear, boxes):
+    cut = conv.emit(conv_problem(CONVS[0]), parts(128, 96, 8).tactic, TARGET)
+    for source in (linear, boxes, cut):
         assert compile_cubin(source.code, TARGET, cache)
 
 
@@ -311,7 +343,10 @@ def test_tactics_for_the_usual_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("enginesmith.kernels.wgmma_tile.MULTIPROCESSORS", 132)
     for m, k, n in ((6304, 3072, 768), (4096, 768, 3072), (197, 768, 3072), (200704, 64, 256)):
         found = matmul.tactics(product(m, k, n), TARGET)
-        assert 3 <= len(set(found)) == len(found) <= 8
+        whole = [f for f in found if f["split"] == 1]
+        assert 3 <= len(whole) <= 8 and len(set(found)) == len(found)
+        assert len(whole) == len(found) or m == 197
+    assert matmul.tactics(product(128, 3072, 768), TARGET)[0]["split"] == 8  # 12 to 24 tiles
     found = matmul.tactics(product(6304, 3072, 768), TARGET)
     assert (found[0]["m"], found[0]["n"]) == (192, 192)  # 33 * 4 tiles: one for each multiprocessor
 
@@ -336,4 +371,6 @@ def test_refusals(change: dict[str, Any], reason: str) -> None:
 
 def test_tactics_of_other_tiles_are_told_apart() -> None:
     form = tile(64, 64, teams=2, share=WEIGHTS)
-    assert form.tactic == tactic("wgmma", m=64, n=64, groups=1, teams=2, blocks=1, share=1)
+    assert form.tactic == tactic("wgmma", m=64, n=64, groups=1, teams=2, blocks=1, share=1,
+                                 split=1)  # fmt: skip
+    assert tile_of(parts(64, 96, 4).tactic) == parts(64, 96, 4)

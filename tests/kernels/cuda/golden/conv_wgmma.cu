@@ -1,7 +1,7 @@
-// wgmma(m=128,n=64,groups=2,teams=1,blocks=1,share=0)
+// wgmma(m=128,n=64,groups=2,teams=1,blocks=1,share=0,split=1)
 // Launch(grid=(1, 1, 1), threads=384, values=(1, 1, 1, 1, 18, 64, 15872, 5, 4, 3, 3, 5, 4, 1, 1, 3, 2, 2, 1, 1, 1, 1, 9, 64, 72), suffix='', shared=196752, cluster=(1, 1, 1), maps=(TensorMap(operand=0, dtype='float16', sizes=(72, 7, 10, 3), strides=(72, 504, 5040), box=(64, 8, 10, 3), swizzle=128, element_strides=(1, 2, 2, 1)), TensorMap(operand=1, dtype='float16', sizes=(1152, 64), strides=(1152,), box=(64, 64), swizzle=128, element_strides=())))
 typedef half T;
-enum { ROWS = 128, COLUMNS = 64, GROUPS = 2, TEAMS = 1, CLUSTER = 1, SHARE = 0, WEIGHTS = 1, INPUT = 2, STAGES = 8, STAGE = 24576, SUMS = 1, AHEAD = 2, VECTOR = 8, FILLER = 40, REGISTERS = 232 };
+enum { ROWS = 128, COLUMNS = 64, GROUPS = 2, TEAMS = 1, CLUSTER = 1, SHARE = 0, WEIGHTS = 1, INPUT = 2, SHARERS = 1, SPLIT = 1, PART = 128, PITCH = 68, STAGES = 8, STAGE = 24576, SUMS = 1, AHEAD = 2, VECTOR = 8, FILLER = 40, REGISTERS = 232 };
 #ifdef __CUDACC__
 #ifndef ES_WGMMA_HOLD
 #define ES_WGMMA_HOLD
@@ -54,20 +54,21 @@ extern "C" __global__ void __launch_bounds__(384, 1) NAME(
   if (threadIdx.x == 0) {
     for (int s = 0; s < STAGES; ++s) {
       barrier_init(full + s, 1);
-      barrier_init(empty + s, 4 * GROUPS * CLUSTER);
+      barrier_init(empty + s, 4 * GROUPS * SHARERS);
     }
     for (int t = 0; t < 2; ++t) barrier_init(turn + t, 4 * GROUPS);
     barrier_fence();
   }
   if (SHARE) cluster_sync(); else __syncthreads();
-  const int rank = SHARE ? cluster_rank() : 0;
+  if (SPLIT > 1) cluster_arrive();  /* waited for before anything is sent */
+  const int rank = SPLIT > 1 || SHARE ? cluster_rank() : 0;
   const int first_tile = blockIdx.x / CLUSTER, tile_step = gridDim.x / CLUSTER;
   grid_launch();
   const int tiles = v0;
   const int row_tiles = v1;
   const int column_tiles = v2;
   const int together = v3;
-  const int steps = v4;
+  const int all_steps = v4;
   const int columns = v5;
   const int bytes = v6;
   const int box_h = v7;
@@ -85,8 +86,10 @@ extern "C" __global__ void __launch_bounds__(384, 1) NAME(
   const int dilation_w = v19;
   const int pad_h = v20;
   const int pad_w = v21;
-  const int pieces = steps / v22;
+  const int pieces = all_steps / v22;
 
+  const int first_step = SPLIT > 1 ? rank * all_steps / SPLIT : 0;
+  const int steps = (SPLIT > 1 ? (rank + 1) * all_steps / SPLIT : all_steps) - first_step;
   if (warp >= 4 * GROUPS * TEAMS) {  /* the producers; only one thread works */
     registers_down<FILLER>();
     if (threadIdx.x == 128 * GROUPS * TEAMS) {
@@ -97,7 +100,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) NAME(
         const int column = place(first_tile, row_tiles, column_tiles, together, rank).column;
         for (; early < imin(STAGES, steps); ++early) {
           barrier_expect(full + early, bytes);
-          load_weights(ring + early * STAGE, &m1, full + early, early, column, rank);
+          load_weights(ring + early * STAGE, &m1, full + early, first_step + early, column, rank);
         }
       }
       grid_wait();
@@ -105,8 +108,9 @@ extern "C" __global__ void __launch_bounds__(384, 1) NAME(
         const Place at = place(tile, row_tiles, column_tiles, together, rank);
 const int w0 = at.row % boxes_w * box_w;
 const int h0 = at.row / boxes_w % boxes_h * box_h, n0 = at.row / boxes_w / boxes_h * box_n;
-int piece = 0, kx = 0, ky = 0;
-        for (int k = 0; k < steps; ++k) {
+int piece = first_step % pieces, kx = first_step / pieces % kernel_w;
+int ky = first_step / pieces / kernel_w;
+        for (int k = first_step; k < first_step + steps; ++k) {
           char *const a = ring + slot * STAGE;
           if (early > 0) {
             --early;
@@ -127,6 +131,7 @@ tma_load4(a, &m0, full + slot, piece * 64, w0 * stride_w - pad_w + kx * dilation
     }
     sync_warp();
     if (SHARE) cluster_sync();  /* what others send here has arrived */
+    if (SPLIT > 1) { cluster_wait(); cluster_sync(); }
     return;
   }
   registers_up<REGISTERS>();
@@ -141,9 +146,10 @@ half *y = p4 + 0;
   int turns = team ^ 1;
   uint32_t step = team * steps;  /* of all steps of the block, those of the teams in turn */
   for (int tile = first_tile + team * tile_step; tile < tiles; tile += TEAMS * tile_step) {
-    float sum[SUMS][COLUMNS / 2];
-    int slot = step % STAGES, phase = step / STAGES & 1, last = 0;
+    int slot = step % STAGES, phase = step / STAGES & 1;
     if (TEAMS == 2) { barrier_wait(turn + team, turns); turns ^= 1; }
+    float sum[SUMS][COLUMNS / 2];
+    int last = 0;
     for (int k = 0; k < steps; ++k) {
       barrier_wait(full + slot, phase);
       const uint64_t a = a0 + slot * (STAGE >> 4), b = b0 + slot * (STAGE >> 4);
@@ -153,22 +159,22 @@ half *y = p4 + 0;
           wgmma(sum[m], a + m * 512 + i * 2, b + i * 2, k > 0 || i > 0, Tag<T>());
       wgmma_commit();
       wgmma_wait<1>();  /* what the step before read is free */
-      if (k > 0 && lane < CLUSTER) release(empty + last, lane);
+      if (k > 0 && lane < SHARERS) release(empty + last, lane);
       last = slot;
       if (++slot == STAGES) { slot = 0; phase ^= 1; }
     }
     if (TEAMS == 2 && lane == 0) barrier_arrive(turn + (team ^ 1));
     const Place at = place(tile, row_tiles, column_tiles, together, rank);
     const int first = at.column * COLUMNS + lane % 4 * 8;  /* column */
-    int rows[2 * SUMS];  /* of the result; -1: outside */
-    UNROLL for (int r = 0; r < 2 * SUMS; ++r) {
-      const int local = own + r / 2 * 64 + r % 2 * 8;
-      const int w0 = at.row % boxes_w * box_w;
+const int w0 = at.row % boxes_w * box_w;
 const int h0 = at.row / boxes_w % boxes_h * box_h, n0 = at.row / boxes_w / boxes_h * box_n;
-const int w = local % box_w, h = local / box_w % box_h, n = local / box_w / box_h;
-const bool inside = n < box_n && n0 + n < all_n && h0 + h < all_h && w0 + w < all_w;
-rows[r] = inside ? ((n0 + n) * all_h + h0 + h) * all_w + w0 + w : -1;
-    }
+auto row_of = [&](int local) {
+  const int w = local % box_w, h = local / box_w % box_h, n = local / box_w / box_h;
+  const bool inside = n < box_n && n0 + n < all_n && h0 + h < all_h && w0 + w < all_w;
+  return inside ? ((n0 + n) * all_h + h0 + h) * all_w + w0 + w : -1;
+};
+    int rows[2 * SUMS];  /* of the result; -1: outside */
+    UNROLL for (int r = 0; r < 2 * SUMS; ++r) rows[r] = row_of(own + r / 2 * 64 + r % 2 * 8);
     Fetched fetched[AHEAD][8 / VECTOR][2 * SUMS];
     int next = first;  /* loads that don't need the sums go ahead of them */
     UNROLL for (int g = 0; g < AHEAD; ++g)
@@ -182,7 +188,7 @@ rows[r] = inside ? ((n0 + n) * all_h + h0 + h) * all_w + w0 + w : -1;
 
     wgmma_wait<0>();
     UNROLL for (int m = 0; m < SUMS; ++m) wgmma_hold(sum[m]);
-    if (lane < CLUSTER) release(empty + last, lane);
+    if (lane < SHARERS) release(empty + last, lane);
     step += TEAMS * steps;
     UNROLL for (int g0 = 0; g0 < COLUMNS / 32; g0 += AHEAD) {
       UNROLL for (int g = 0; g < AHEAD; ++g)

@@ -10,17 +10,20 @@ import pytest
 from graphs import Builder, ops, preserves
 
 from enginesmith.ir import dims
-from enginesmith.ir.expr import Arg, Expr, call
+from enginesmith.ir.expr import Arg, Const, Expr, call
 from enginesmith.ir.graph import Graph, Value, constant
 from enginesmith.ir.ops import AttentionAttrs, MatMulAttrs, SoftmaxAttrs, TransposeAttrs
 from enginesmith.ir.verifier import verify
 from enginesmith.passes.attention import attention
 from enginesmith.passes.dead_code import dead_code
+from enginesmith.passes.expressions import expressions
 from enginesmith.passes.merge_matmuls import BIAS, merge_matmuls
 from enginesmith.passes.pipeline import run_pipeline
 from enginesmith.passes.reshapes import reshapes
 from enginesmith.passes.row_order import row_order
 from enginesmith.passes.sink_transposes import sink_transposes
+from enginesmith.passes.uniform_shapes import uniform_shapes
+from enginesmith.planner.storage import place
 
 N = dims.symbol("n")
 SUM = call("add", Arg(0), Arg(1))
@@ -382,3 +385,52 @@ def test_a_triangle_beside_earlier_keys_stays_an_operand() -> None:
     graph = masked(mask, keys=7)
     assert preserves(graph, cleaned(attention), n=2)
     assert graph.nodes[0].attrs == AttentionAttrs(0.5)
+
+
+# -- uniform_shapes -------------------------------------------------------------------------------
+
+
+def key_mask(b: Builder, keys: Value, spread: Value) -> Value:
+    """0 for keys that count, and a low number for others, the same for all queries."""
+    hidden = call("where", call("and", Arg(0), Arg(1)), Const(0.0), Const(-1e9))
+    return b.pointwise(hidden, spread, keys)
+
+
+def test_one_row_of_a_mask_serves_all_queries() -> None:
+    """And planned memory holds that row alone."""
+    b = Builder()
+    keys = b.input(N, 1, 1, 6, dtype="bool")
+    q, k, v = (b.input(N, 2, length, 8) for length in (5, 6, 6))
+    mask = key_mask(b, keys, constant("spread", np.ones((1, 1, 5, 1), bool)))
+    y = b.emit("attention", [q, k, v, mask], AttentionAttrs(0.5))
+    graph = b.result(y)
+    assert preserves(graph, uniform_shapes, n=3)
+    verify(graph)
+    assert [(n.op, n.output.shape[2]) for n in graph.nodes] == [
+        ("pointwise", 1), ("expand", 5), ("attention", 5),
+    ]  # fmt: skip
+    expressions(graph)
+    storage = place(graph, strided=True)
+    assert [step.op for step in storage.steps] == ["pointwise", "attention"]
+    _, heads, queries, key = storage.views[id(graph.nodes[-1].inputs[3])].strides
+    assert (queries, key) == (0, 1) and heads in (0, 6)
+
+
+@pytest.mark.parametrize(
+    "spread",
+    [np.array([True, False, True, True, True]).reshape(1, 1, 5, 1), np.ones((1, 1, 1, 1), bool)],
+    ids=["differs", "adds nothing"],
+)
+def test_constants_that_do_more_or_less_stay(spread: np.ndarray) -> None:
+    b = Builder()
+    keys = b.input(N, 1, 1, 6, dtype="bool")
+    mask = key_mask(b, keys, constant("spread", spread))
+    graph = b.result(b.call("neg", mask))
+    assert not preserves(graph, uniform_shapes, n=3)
+
+
+def test_results_of_the_graph_are_not_expanded() -> None:
+    b = Builder()
+    x = b.input(N, 1)
+    graph = b.result(b.call("mul", x, constant("c", np.full((1, 7), 2, np.float32))))
+    assert not preserves(graph, uniform_shapes, n=3)

@@ -29,6 +29,7 @@ from enginesmith.passes.sink_reshapes import sink_reshapes
 from enginesmith.passes.sink_transposes import sink_transposes
 from enginesmith.passes.slices import slices
 from enginesmith.passes.softmax import softmax
+from enginesmith.passes.uniform_shapes import uniform_shapes
 from enginesmith.passes.unify_shapes import unify_shapes
 
 Pass: TypeAlias = Callable[[Graph], bool]
@@ -62,7 +63,7 @@ PIPELINE: tuple[Stage, ...] = (
 """The pipeline of every target, in order."""
 
 STRIDED: tuple[Stage, ...] = (
-    Stage("order rows", (row_order, *_CLEANUP), repeat=True),
+    Stage("order rows", (row_order, uniform_shapes, *_CLEANUP, expressions), repeat=True),
     Stage("fuse around transposes",
           (sink_transposes, pointwise_fusion, epilogue_fusion, *_CLEANUP), repeat=True),
     Stage("merge", (merge_matmuls, *_CLEANUP)),

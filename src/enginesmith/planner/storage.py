@@ -258,7 +258,8 @@ class _Placer:
                 return self.strided or self.readers_take_strides(out)
             case "expand":
                 return self.readers_take_strides(out) or all(
-                    reader.op == "pointwise" and not reader.output.type.layout.block
+                    (reader.op == "pointwise" and not reader.output.type.layout.block)
+                    or (reader.op == "attention" and self.strided)
                     for reader, _ in out.uses
                 )
         return False

@@ -14,6 +14,10 @@ COLOURS = {
 INK, GREY, FAINT = "#212529", "#495057", "#adb5bd"
 
 
+LETTER = 0.0105
+"""The width of a letter of a label, as a share of the axis."""
+
+
 def draw(results: Sequence[Mapping[str, Any]], caption: str, path: Path) -> None:
     """Write a PNG. `results`: per model `name`, `latency` (runner -> {"median": seconds}) and
     `ratio` ({"median", "low", "high"}), as in the JSON of bench.compare."""
@@ -25,6 +29,7 @@ def draw(results: Sequence[Mapping[str, Any]], caption: str, path: Path) -> None
     runners = [name for name in COLOURS if any(name in r["latency"] for r in results)]
     ordered = sorted(results, key=lambda r: r["ratio"]["median"])
     height = 0.8 / len(runners)
+    right = max(r["ratio"]["high"] for r in ordered) * 1.18 + 0.1
     figure, axes = plt.subplots(figsize=(8.5, 1.9 + 0.55 * len(ordered)), layout="constrained")
     for slot, runner in enumerate(runners):
         places = [i + 0.4 - (slot + 0.5) * height for i in range(len(ordered))]
@@ -33,7 +38,7 @@ def draw(results: Sequence[Mapping[str, Any]], caption: str, path: Path) -> None
         if runner == "Enginesmith":
             _whiskers(axes, ordered, places)
         for place, speed, result in zip(places, speeds, ordered, strict=True):
-            _label(axes, runner, place, speed, result)
+            _label(axes, runner, place, speed, result, right)
     axes.axvline(1, color=INK, linewidth=0.8, zorder=0)
     axes.set_yticks(range(len(ordered)), [r["name"] for r in ordered], color=INK)
     axes.set_xlabel("speed relative to the fastest other engine (longer is faster)", color=INK)
@@ -41,7 +46,8 @@ def draw(results: Sequence[Mapping[str, Any]], caption: str, path: Path) -> None
         caption, (0, 0), (0, -44), "axes fraction", textcoords="offset points", va="top",
         fontsize=8, color=GREY, annotation_clip=False,
     )  # fmt: skip
-    axes.set_xlim(0, max(r["ratio"]["high"] for r in ordered) * 1.18 + 0.1)
+    axes.set_xlim(0, right)
+    axes.set_ylim(-0.6, len(ordered) - 0.4)
     axes.tick_params(length=0)
     for side in ("top", "right", "left", "bottom"):
         axes.spines[side].set_visible(False)
@@ -75,13 +81,17 @@ def _whiskers(axes: Any, results: Sequence[Mapping[str, Any]], places: Sequence[
         axes.plot([ratio["low"], ratio["high"]], [place, place], color=INK, linewidth=1)
 
 
-def _label(axes: Any, runner: str, place: float, speed: float, result: Mapping[str, Any]) -> None:
-    """Milliseconds in every bar, and the ratio after ours."""
+def _label(
+    axes: Any, runner: str, place: float, speed: float, result: Mapping[str, Any], right: float
+) -> None:
+    """Milliseconds in every bar, or behind one too short for them, and the ratio after ours. right:
+    the end of the axis."""
     if runner not in result["latency"]:
         return
-    colour = "white" if runner != "OpenVINO" else INK
     text = milliseconds(result["latency"][runner]["median"])
-    axes.text(0.02, place, text, va="center", fontsize=7.5, color=colour)
+    fits = speed > len(text) * LETTER * right
+    colour = "white" if fits and runner != "OpenVINO" else INK
+    axes.text(0.02 if fits else speed + 0.02, place, text, va="center", fontsize=7.5, color=colour)
     if runner == "Enginesmith":
         end = max(speed, result["ratio"]["high"]) + 0.02
         axes.text(end, place, f"{speed:.2f}x", va="center", fontsize=9, weight="bold", color=INK)

@@ -49,7 +49,9 @@ def test_running_a_plan_needs_numpy_alone() -> None:
 def test_extras_are_pinned() -> None:
     """The extras that the README names."""
     extras = set(importlib.metadata.metadata("enginesmith").get_all("Provides-Extra") or [])
-    assert extras == {"build", "cuda", "triton", "cublaslt", "bench", "examples", "dev"}
+    assert extras == {
+        "build", "cuda", "triton", "cublaslt", "cudnn", "bench", "examples", "dev",
+    }  # fmt: skip
 
 
 def test_every_dependency_has_a_range_and_a_reason() -> None:

@@ -86,7 +86,7 @@ def test_sources_of_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sources._MISSING, "triton", lambda: "triton is not installed")
     monkeypatch.setitem(sources._MISSING, "cublaslt", lambda: None)
     found = {f.what: f for f in doctor.sources()}
-    assert set(found) == {"triton", "cublaslt"}
+    assert set(found) == {"triton", "cublaslt", "cudnn"}
     assert all(f.level == "ok" for f in found.values())
     assert "pip install 'enginesmith[triton]'" in found["triton"].text
     assert found["cublaslt"].text == "offers GPU kernels"

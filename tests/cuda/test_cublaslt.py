@@ -109,7 +109,7 @@ def test_a_plan_of_its_calls(
     first, second = plan.calls
     assert [step.op for step in plan.steps] == ["softmax", "matmul"] * 2
     assert (first.step, second.step) == (1, 3)
-    assert (first.product.activation, first.product.biased) == ("relu", True)
+    assert (first.operation.activation, first.operation.biased) == ("relu", True)
     assert (first.library, first.reserved) == (130100, 4096)
     assert str(plan.steps[1].tactic) == "cublaslt(algo=0)"
     assert "bias" in plan.sources[plan.steps[1].kernel]
@@ -149,7 +149,7 @@ def test_convolutions_by_one_pixel(library: FakeCublasLt, precision: str, bound:
     )
     served = [str(s.tactic) for s in engine.plan.steps if s.op == "conv"]
     assert served == ["cublaslt(algo=0)"] * 2
-    assert [call.product.added for call in engine.plan.calls] == [False, True]
+    assert [call.operation.added for call in engine.plan.calls] == [False, True]
     for n, h, w in [(2, 5, 3), (1, 4, 4), (1, 4, 4), (0, 4, 4)]:
         x = rng.standard_normal((n, 16, h, w), np.float32)
         got = engine(x)["y"]
@@ -350,8 +350,8 @@ DAMAGES = {
     "algorithm": ({"algorithm": "00"}, "no valid algorithm"),
     "letters": ({"algorithm": "xy" * 64}, "no valid algorithm"),
     "step": ({"step": 4}, "belongs to step 4"),
-    "bias": ({"bias": ()}, "lacks its bias or workspace"),
-    "workspace": ({"workspace": ()}, "lacks its bias or workspace"),
+    "operands": ({"operands": ()}, "lacks an operand or its workspace"),
+    "workspace": ({"workspace": ()}, "lacks an operand or its workspace"),
 }
 
 
@@ -366,16 +366,16 @@ def test_damaged_calls(
 def test_damaged_products(library: FakeCublasLt, tmp_path: Path) -> None:
     plan = build(tuning=False).plan
     call = plan.calls[0]
-    product = call.product
+    product = call.operation
     for changed, reason in [
         (replace(product, activation="exec"), "unknown activation 'exec'"),
-        (replace(product, a=replace(product.a, dtype="int8")), "matrices of 'int8'"),
+        (replace(product, a=replace(product.a, dtype="int8")), "operand of 'int8'"),
         (replace(product, d=replace(product.d, rows="q")), "unknown symbols"),
-        (replace(product, b=replace(product.b, alignment=0)), "matrices of"),
+        (replace(product, b=replace(product.b, alignment=0)), "aligned to 0"),
     ]:
-        damaged(plan, tmp_path, replace(call, product=changed), reason)
-    place = replace(call.a, buffer=99)
-    damaged(plan, tmp_path, replace(call, a=place), "a buffer that the plan doesn't have")
+        damaged(plan, tmp_path, replace(call, operation=changed), reason)
+    places = (replace(call.operands[0], buffer=99), *call.operands[1:])
+    damaged(plan, tmp_path, replace(call, operands=places), "a buffer that the plan doesn't have")
 
 
 def damaged(plan: Plan, folder: Path, call: Any, reason: str) -> None:

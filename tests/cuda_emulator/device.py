@@ -29,9 +29,10 @@ from tests.cuda_emulator.machine import (
 
 from enginesmith.errors import DeviceError
 from enginesmith.kernels.cuda import Launch
-from enginesmith.runtime.devices import cublas
+from enginesmith.runtime.devices import cublas, cudnn
 from enginesmith.runtime.devices.cublas import CublasLt
 from enginesmith.runtime.devices.cuda import DeviceMemory
+from enginesmith.runtime.devices.cudnn import Cudnn
 
 POISON = 0xFF
 
@@ -74,6 +75,7 @@ class EmulatedDevice:
         self._recording = threading.local()  # captures of threads side by side don't mix
         self._times: dict[int, float] = {}
         self._cublas: CublasLt | None = None
+        self._cudnn: Cudnn | None = None
 
     def _check(self, operation: str) -> None:
         if (error := self.fail_next.pop(operation, None)) is not None:
@@ -213,6 +215,12 @@ class EmulatedDevice:
         if self._cublas is None:
             self._cublas = CublasLt(cublas.library())
         return self._cublas
+
+    def cudnn(self) -> Cudnn:
+        """As CudaDevice: with the library that `cudnn.library` finds."""
+        if self._cudnn is None:
+            self._cudnn = Cudnn(cudnn.library(), lambda free: free())
+        return self._cudnn
 
     @contextmanager
     def capture(self, stream: int) -> Iterator[list[int]]:

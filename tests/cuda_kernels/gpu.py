@@ -25,11 +25,10 @@ from enginesmith.kernels.cuda import CudaSource, LibrarySource
 from enginesmith.plan.target import Target
 from enginesmith.runtime.cuda_program import OVERLAPPING, pack_parameters
 from enginesmith.runtime.devices import cuda
-from enginesmith.runtime.devices.cublas import PreparedProduct
 from enginesmith.runtime.devices.cuda import CudaDevice
-from enginesmith.runtime.library_calls import ReadyCall
+from enginesmith.runtime.library_calls import ReadyCall, prepare
 from enginesmith.toolchain import nvrtc, triton_aot
-from enginesmith.toolchain.cublas import choose_algorithm, unpack_algorithm
+from enginesmith.toolchain.libraries import choose_algorithm, unpack_algorithm
 
 GUARD = READABLE
 HANG = 120.0
@@ -190,10 +189,9 @@ def _call(
     workspace: tuple[int, int],
 ) -> ReadyCall:  # fmt: skip
     """The library's call at the sizes `source.hint`."""
-    product = source.product.sized(lambda size: value_of(size, source.hint))
-    a, b, c, d, *bias = (pointers[i] for i in source.operands)
-    prepared = PreparedProduct(gpu.device.cublas_lt(), product, *bias)
-    return ReadyCall(0, prepared, (a, b, c, d), algorithm, workspace)
+    operation = source.operation.sized(lambda size: value_of(size, source.hint))
+    operands = tuple(pointers[i] for i in source.operands)
+    return ReadyCall(0, prepare(gpu.device, operation, operands), operands, algorithm, workspace)
 
 
 def _launches(

@@ -263,7 +263,7 @@ def test_newer_version(path: Path) -> None:
         plan["novelty"] = 1
 
     rewrite(path, change)
-    refused(path, r"made by a newer Enginesmith \(plan format 5, this one reads 4\); upgrade with")
+    refused(path, r"made by a newer Enginesmith \(plan format 6, this one reads 5\); upgrade with")
 
 
 def test_older_version(path: Path) -> None:

@@ -179,8 +179,8 @@ def sources_option(command: Command) -> Command:
         "--tactic-sources",
         type=Names(),
         metavar="NAME,...",
-        help="What GPU kernels may come from: cuda (our own), triton, cublaslt. If absent: our own "
-        "on sm_90, elsewhere all that are installed; `enginesmith doctor` lists them.",
+        help="What GPU kernels may come from: cuda (our own), triton, cublaslt, cudnn. If absent: "
+        "our own on sm_90, elsewhere all that are installed; `enginesmith doctor` lists them.",
     )(command)
 
 

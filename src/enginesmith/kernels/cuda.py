@@ -30,12 +30,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, TypeAlias
 
 from enginesmith.kernels.base import Size
-from enginesmith.plan.plan import Product
+from enginesmith.plan.plan import Convolution, Product
 
 Grid: TypeAlias = tuple[Size, Size, Size]
 
@@ -156,15 +157,15 @@ class HostSource:
 
 @dataclass(frozen=True)
 class LibrarySource:
-    """Matrix products that cuBLASLt computes, instead of kernels.
+    """Matrix products that cuBLASLt computes, or a convolution that cuDNN does, instead of kernels.
 
-    product: in sizes over d0, d1, ...; operands: the problem's operands that are its a, b, c, d
-    and, if it has one, bias. choice: which algorithm, as a position in the list that the heuristic
-    of the library's `version` gives at the sizes `hint`. The algorithm's bytes take the place of
-    machine code (see toolchain/cublas.py).
+    operation: in sizes over d0, d1, ...; operands: the problem's operands, in the order of
+    `plan.LibraryCall`. choice: which algorithm, as a position in the list that the heuristic of the
+    library's `version` gives at the sizes `hint`. What the library is told takes the place of
+    machine code (see toolchain/libraries.py).
     """
 
-    product: Product
+    operation: Product | Convolution
     operands: tuple[int, ...]
     choice: int
     hint: tuple[int, ...]
@@ -179,23 +180,50 @@ class LibrarySource:
     @cached_property
     def name(self) -> str:
         """What it is called in the plan: stable, made from what it computes."""
-        return "cublaslt_" + hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+        library = "cublaslt" if isinstance(self.operation, Product) else "cudnn"
+        return f"{library}_{hashlib.sha256(repr(self).encode()).hexdigest()[:16]}"
 
     @cached_property
     def code(self) -> str:
         """What a reader of the plan sees in the place of a kernel's text."""
-        p = self.product
-        terms = [f"{p.scale:g} * op(a) @ op(b)", *(["c"] * p.added), *(["bias"] * p.biased)]
-        lines = [
-            f"cublasLtMatmul, algorithm {self.choice} in the list of version {self.version}",
-            f"d = {p.activation}({' + '.join(terms)})" if p.activation != "none"
-            else f"d = {' + '.join(terms)}",
-            f"{p.count} products in {'TF32' if p.tf32 else 'full precision'}, sums in float32; "
-            "matrices are column-major",
-        ]  # fmt: skip
-        for label, m, flip in zip("abcd", (p.a, p.b, p.c, p.d), (*p.transposed, 0, 0), strict=True):
-            lines.append(
-                f"{label}: {m.dtype}, {m.rows} x {m.columns}, columns {m.leading} apart, matrices "
-                f"{m.stride} apart{', transposed' if flip else ''}"
-            )
+        choice = f"algorithm {self.choice} in the list of version {self.version}"
+        if isinstance(self.operation, Product):
+            return "\n".join([f"cublasLtMatmul, {choice}", *_product_lines(self.operation)]) + "\n"
+        lines = [f"cudnnBackendExecute, {choice}", *_convolution_lines(self.operation)]
         return "\n".join(lines) + "\n"
+
+
+def _product_lines(p: Product) -> list[str]:
+    terms = [f"{p.scale:g} * op(a) @ op(b)", *(["c"] * p.added), *(["bias"] * p.biased)]
+    lines = [
+        f"d = {_activated(p.activation, terms)}",
+        f"{p.count} products in {_precision(p.tf32)}, sums in float32; matrices are column-major",
+    ]
+    for label, m, flip in zip("abcd", (p.a, p.b, p.c, p.d), (*p.transposed, 0, 0), strict=True):
+        lines.append(
+            f"{label}: {m.dtype}, {m.rows} x {m.columns}, columns {m.leading} apart, matrices "
+            f"{m.stride} apart{', transposed' if flip else ''}"
+        )
+    return lines
+
+
+def _convolution_lines(c: Convolution) -> list[str]:
+    names = ["x", "w", *(f"added[{k}]" for k in range(len(c.added))), "y"]
+    lines = [
+        f"y = {_activated(c.activation, ['conv(x, w)', *names[2:-1]])}",
+        f"{_precision(c.tf32)}, sums in float32; pads {c.pads}, strides {c.strides}, dilations "
+        f"{c.dilations}",
+    ]
+    for name, images in zip(names, c.operands, strict=True):
+        sizes, strides = ("x".join(map(str, v)) for v in (images.sizes, images.strides))
+        lines.append(f"{name}: {images.dtype}, {sizes}, strides {strides}")
+    return lines
+
+
+def _activated(activation: str, terms: Sequence[str]) -> str:
+    total = " + ".join(terms)
+    return total if activation == "none" else f"{activation}({total})"
+
+
+def _precision(tf32: bool) -> str:
+    return "TF32" if tf32 else "full precision"

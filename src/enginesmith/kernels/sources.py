@@ -16,11 +16,12 @@ from enginesmith.kernels import FAMILIES
 from enginesmith.kernels.attention import triton as attention_triton
 from enginesmith.kernels.base import Problem, Tactic
 from enginesmith.kernels.conv import cublaslt as conv_cublaslt
+from enginesmith.kernels.conv import cudnn as conv_cudnn
 from enginesmith.kernels.conv import triton as conv_triton
 from enginesmith.kernels.matmul import cublaslt as matmul_cublaslt
 from enginesmith.kernels.matmul import triton as matmul_triton
 from enginesmith.plan.target import Target
-from enginesmith.runtime.devices import cublas
+from enginesmith.runtime.devices import cublas, cudnn
 
 OWN = "cuda"
 """Our own kernels, in CUDA C++: what no other source serves is theirs, even if not chosen."""
@@ -28,6 +29,7 @@ OWN = "cuda"
 OFFERS: dict[str, dict[str, ModuleType]] = {
     "triton": {"attention": attention_triton, "conv": conv_triton, "matmul": matmul_triton},
     "cublaslt": {"conv": conv_cublaslt, "matmul": matmul_cublaslt},
+    "cudnn": {"conv": conv_cudnn},
 }
 """Source -> family -> module with `why_not(problem, target)` and `tactics(problem, target)`."""
 
@@ -62,6 +64,7 @@ _MISSING: dict[str, Callable[[], str | None]] = {
     OWN: lambda: None,
     "triton": _triton,
     "cublaslt": cublas.why_missing,
+    "cudnn": cudnn.why_missing,
 }
 """By source: None if it can be used here, else what is missing."""
 

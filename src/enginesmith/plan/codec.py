@@ -1,6 +1,7 @@
 """Frozen dataclasses <-> JSON values, checked against the type annotations.
 
-Serves int, float, str, bool, None, unions of these, tuples, dict[str, X] and dataclasses of them.
+Serves int, float, str, bool, None, unions of these, tuples, dict[str, X], dataclasses of them, and
+unions of dataclasses, which their fields' names tell apart.
 What JSON holds is never trusted: every mismatch is a PlanError that says where.
 """
 
@@ -44,6 +45,8 @@ def decoder(kind: Any) -> Decoder:
     if origin is dict:
         return _dict(args[1])
     choices = args if origin in {Union, types.UnionType} else (kind,)
+    if all(is_dataclass(choice) for choice in choices):
+        return _one_of(choices)
     return _scalar(tuple(choices))
 
 
@@ -107,6 +110,19 @@ def _object(kind: type) -> Decoder:
                 f"the plan is damaged: {where} lacks or can't have {odd}; build the model again"
             )
         return kind(**{key: part(value[key], f"{where}.{key}") for key, part in parts.items()})
+
+    return check
+
+
+def _one_of(kinds: tuple[Any, ...]) -> Decoder:
+    by_fields = {frozenset(f.name for f in fields(kind)): decoder(kind) for kind in kinds}
+
+    def check(value: Any, where: str) -> Any:
+        names = frozenset(value) if isinstance(value, dict) else frozenset()
+        found = by_fields.get(names)
+        if found is None:
+            raise _misfit(where, " or ".join(kind.__name__ for kind in kinds), value)
+        return found(value, where)
 
     return check
 

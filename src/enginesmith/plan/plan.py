@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Raised on every incompatible change; a runtime reads plans of its own version alone."""
 
 
@@ -168,6 +168,11 @@ class Product:
     activation: str
     tf32: bool
 
+    @property
+    def empty(self) -> bool:
+        """There is nothing to compute (of sizes that are ints)."""
+        return 0 in (self.count, self.d.rows, self.d.columns)
+
     def sized(self, size: Callable[[int | str], int | str]) -> Product:
         """The same with every size replaced by size(it)."""
 
@@ -180,21 +185,73 @@ class Product:
 
 
 @dataclass(frozen=True, slots=True)
-class LibraryCall:
-    """A step's call of cuBLASLt. It comes before the step's launches.
+class Images:
+    """An (n, c, h, w) tensor as cuDNN takes it: sizes and strides in elements, ints or expressions
+    over the plan's symbols. alignment: bytes that the address is a multiple of."""
 
-    a, b, c, d: where the matrices lie; bias, workspace: at most one each. algorithm: what the
-    library was told to use (its 64 opaque bytes in hexadecimal), chosen by version `library` of it,
+    dtype: str
+    sizes: tuple[int | str, ...]
+    strides: tuple[int | str, ...]
+    alignment: int
+
+
+@dataclass(frozen=True, slots=True)
+class Convolution:
+    """A convolution as cuDNN computes it:
+
+        y = activation(conv(x, w) + added[0] + added[1] + ...)
+
+    w: (output channels, input channels of a group, h, w). Sums are float32's. added: broadcast
+    where their size is 1. pads: top, left, bottom, right. activation: see ACTIVATIONS; tf32:
+    float32 factors may be rounded to TF32.
+    """
+
+    x: Images
+    w: Images
+    added: tuple[Images, ...]
+    y: Images
+    pads: tuple[int, int, int, int]
+    strides: tuple[int, int]
+    dilations: tuple[int, int]
+    activation: str
+    tf32: bool
+
+    @property
+    def operands(self) -> tuple[Images, ...]:
+        """All tensors, in the order of `LibraryCall.operands`."""
+        return (self.x, self.w, *self.added, self.y)
+
+    @property
+    def empty(self) -> bool:
+        """There is nothing to compute (of sizes that are ints)."""
+        return 0 in self.y.sizes
+
+    def sized(self, size: Callable[[int | str], int | str]) -> Convolution:
+        """The same with every size replaced by size(it)."""
+
+        def images(m: Images) -> Images:
+            return replace(
+                m, sizes=tuple(map(size, m.sizes)), strides=tuple(map(size, m.strides))
+            )  # fmt: skip
+
+        x, w, *added, y = map(images, self.operands)
+        return replace(self, x=x, w=w, added=tuple(added), y=y)
+
+
+@dataclass(frozen=True, slots=True)
+class LibraryCall:
+    """A step's call of cuBLASLt (a product) or cuDNN (a convolution). It comes before the step's
+    launches.
+
+    operands: where a, b, c, d and perhaps the bias lie, or x, w, what is added, and y; workspace:
+    at most one. algorithm: what the library was told to use - cuBLASLt's 64 opaque bytes in
+    hexadecimal; cuDNN's engine and its knobs, "38:2=1,9=3" - chosen by version `library` of it,
     with `reserved` bytes of workspace.
     """
 
     step: int
-    product: Product
-    a: Address
-    b: Address
-    c: Address
-    d: Address
-    bias: tuple[Address, ...]
+    operation: Product | Convolution
+    operands: tuple[Address, ...]
     workspace: tuple[Address, ...]
     reserved: int
     algorithm: str

@@ -7,7 +7,15 @@ from collections.abc import Iterable
 
 from enginesmith.errors import PlanError
 from enginesmith.plan.expression import names_of
-from enginesmith.plan.plan import Address, HostCall, KernelLaunch, LibraryCall, Plan
+from enginesmith.plan.plan import (
+    Address,
+    Convolution,
+    HostCall,
+    KernelLaunch,
+    LibraryCall,
+    Plan,
+    Product,
+)
 
 DTYPES = frozenset(
     {
@@ -21,7 +29,14 @@ FACTORS = frozenset({"float16", "bfloat16", "float32"})
 """Element types of the matrices of library calls."""
 
 ACTIVATIONS = frozenset({"none", "relu", "gelu"})
-"""Of library calls."""
+"""Of products by a library."""
+
+CONVOLVED = ACTIVATIONS | {"gelu_erf", "sigmoid", "swish", "tanh"}
+"""The same of convolutions: gelu is by tanh, gelu_erf by erf; swish is x * sigmoid(x)."""
+
+
+ENGINE = "[0-9]{1,4}:([0-9]{1,4}=-?[0-9]{1,9}(,[0-9]{1,4}=-?[0-9]{1,9})*)?"
+"""What cuDNN was told to use: an engine's number, and values of its knobs."""
 
 
 def validate(plan: Plan) -> None:
@@ -89,24 +104,50 @@ def _launch(plan: Plan, launch: KernelLaunch, symbols: list[str], where: str) ->
 
 
 def _call(plan: Plan, call: LibraryCall, symbols: list[str], where: str) -> None:
-    product = call.product
     if not 0 <= call.step < len(plan.steps):
         raise _damaged(f"{where} belongs to step {call.step}")
-    if product.activation not in ACTIVATIONS:
-        raise _damaged(f"{where} has the unknown activation {product.activation!r}")
-    if len(call.bias) != product.biased or len(call.workspace) != (call.reserved > 0):
-        raise _damaged(f"{where} lacks its bias or workspace")
-    if not (re.fullmatch("[0-9a-f]{128}", call.algorithm) and call.reserved >= 0):
+    if isinstance(call.operation, Product):
+        operands, algorithm = _product(call.operation, symbols, where), "[0-9a-f]{128}"
+    else:
+        operands, algorithm = _convolution(call.operation, symbols, where), ENGINE
+    if len(call.operands) != operands or len(call.workspace) != (call.reserved > 0):
+        raise _damaged(f"{where} lacks an operand or its workspace")
+    if not (re.fullmatch(algorithm, call.algorithm) and call.reserved >= 0):
         raise _damaged(f"{where} has no valid algorithm")
-    for matrices in (product.a, product.b, product.c, product.d):
-        sizes = (matrices.rows, matrices.columns, matrices.leading, matrices.stride)
-        _known((*sizes, product.count), symbols, where)
-        if matrices.dtype not in FACTORS or not 0 < matrices.alignment <= 1 << 16:
-            raise _damaged(f"{where} has matrices of {matrices.dtype!r}")
-    places = (call.a, call.b, call.c, call.d, *call.bias, *call.workspace)
+    places = (*call.operands, *call.workspace)
     _known((a.offset for a in places), symbols, where)
     if not all(0 <= a.buffer < len(plan.buffers) for a in places):
         raise _damaged(f"{where} uses a buffer that the plan doesn't have")
+
+
+def _product(product: Product, symbols: list[str], where: str) -> int:
+    """How many operands it has."""
+    if product.activation not in ACTIVATIONS:
+        raise _damaged(f"{where} has the unknown activation {product.activation!r}")
+    for matrices in (product.a, product.b, product.c, product.d):
+        sizes = (matrices.rows, matrices.columns, matrices.leading, matrices.stride)
+        _known((*sizes, product.count), symbols, where)
+        _operand(matrices.dtype, matrices.alignment, where)
+    return 4 + product.biased
+
+
+def _convolution(convolution: Convolution, symbols: list[str], where: str) -> int:
+    """How many operands it has."""
+    if convolution.activation not in CONVOLVED:
+        raise _damaged(f"{where} has the unknown activation {convolution.activation!r}")
+    if min(*convolution.pads, 0) < 0 or min(*convolution.strides, *convolution.dilations) < 1:
+        raise _damaged(f"{where} has impossible pads, strides or dilations")
+    for images in convolution.operands:
+        _known((*images.sizes, *images.strides), symbols, where)
+        if not len(images.sizes) == len(images.strides) == 4:
+            raise _damaged(f"{where} has an operand of {len(images.sizes)} sizes")
+        _operand(images.dtype, images.alignment, where)
+    return len(convolution.operands)
+
+
+def _operand(dtype: str, alignment: int, where: str) -> None:
+    if dtype not in FACTORS or not 0 < alignment <= 1 << 16:
+        raise _damaged(f"{where} has an operand of {dtype!r}, aligned to {alignment} bytes")
 
 
 def _host(plan: Plan, host: HostCall, symbols: list[str], where: str) -> None:

@@ -25,8 +25,9 @@ from enginesmith.planner.assemble import Assembler, plain
 from enginesmith.planner.lower import Lowered
 from enginesmith.runtime.devices import cuda
 from enginesmith.runtime.devices.cublas import WORKSPACE_ALIGNMENT
+from enginesmith.runtime.library_calls import algorithm_text
 from enginesmith.toolchain import triton_aot
-from enginesmith.toolchain.cublas import choose_algorithm, unpack_algorithm
+from enginesmith.toolchain.libraries import choose_algorithm, unpack_algorithm
 from enginesmith.toolchain.nvrtc import compile_cubin, compile_ptx, runs_on_newer
 from enginesmith.tuner.tune import Choice
 
@@ -129,16 +130,15 @@ class CudaAssembler(Assembler):
         ]
 
     def call(self, index: int, step: Lowered, choice: Choice, source: LibrarySource) -> LibraryCall:
-        """The library call of one step. BuildError if the library doesn't know the product."""
+        """The library call of one step. BuildError if the library doesn't know the operation."""
         binary = choose_algorithm(source, cuda.cuda_device())
         if not binary:
             raise BuildError(
-                f"node {', '.join(step.sources) or step.op}: cuBLASLt has no algorithm for "
+                f"node {', '.join(step.sources) or step.op}: the library has no algorithm for "
                 f"{choice.tactic}; add 'cuda' to tactic_sources"
             )
         algorithm = unpack_algorithm(binary)
         places = self.addresses(step, choice)
-        a, b, c, d, *bias = (places[i] for i in source.operands)
         workspace = []
         if algorithm.workspace:
             workspace.append(Address(len(self.buffers), 0))
@@ -146,15 +146,11 @@ class CudaAssembler(Assembler):
             self.buffers.append(Buffer("arena", size, 0, index, index))
         return LibraryCall(
             step=index,
-            product=source.product.sized(lambda size: plain(self.dim(step, size))),
-            a=a,
-            b=b,
-            c=c,
-            d=d,
-            bias=tuple(bias),
+            operation=source.operation.sized(lambda size: plain(self.dim(step, size))),
+            operands=tuple(places[i] for i in source.operands),
             workspace=tuple(workspace),
             reserved=algorithm.workspace,
-            algorithm=algorithm.data.hex(),
+            algorithm=algorithm_text(source.operation, algorithm.data),
             library=source.version,
         )
 

@@ -20,12 +20,11 @@ from enginesmith.kernels.cuda import CudaSource, LibrarySource
 from enginesmith.log import logger
 from enginesmith.plan.target import Target
 from enginesmith.runtime.cuda_program import OVERLAPPING, pack_parameters
-from enginesmith.runtime.devices.cublas import PreparedProduct
 from enginesmith.runtime.devices.cuda import CudaDevice, DeviceMemory
-from enginesmith.runtime.library_calls import ReadyCall
+from enginesmith.runtime.library_calls import ReadyCall, prepare
 from enginesmith.toolchain import triton_aot
 from enginesmith.toolchain.cache import ArtifactCache
-from enginesmith.toolchain.cublas import choose_algorithm, unpack_algorithm
+from enginesmith.toolchain.libraries import choose_algorithm, unpack_algorithm
 from enginesmith.toolchain.nvrtc import compile_cubin, compiler_version
 from enginesmith.tuner.device import Clock, Source, Trial
 
@@ -258,16 +257,13 @@ class _LibraryTrial(_CudaTrial):
     ) -> None:  # fmt: skip
         algorithm = unpack_algorithm(binary)
         workspace = self.workspace(algorithm.workspace) if algorithm.workspace else 0
-        product = source.product.sized(lambda size: value_of(size, problem.hint))
-        library = self.owner.device.cublas_lt()
+        operation = source.operation.sized(lambda size: value_of(size, problem.hint))
+        room = (workspace, algorithm.workspace)
         calls = []
         for pointers in self.copies(addresses, packed):
-            a, b, c, d, *bias = (pointers[i] for i in source.operands)
-            prepared = PreparedProduct(library, product, *bias)
-            call = ReadyCall(
-                0, prepared, (a, b, c, d), algorithm.data, (workspace, algorithm.workspace)
-            )
-            calls.append([call])
+            operands = tuple(pointers[i] for i in source.operands)
+            prepared = prepare(self.owner.device, operation, operands)
+            calls.append([ReadyCall(0, prepared, operands, algorithm.data, room)])
         self.capture(calls)
 
     def issue(self, launches: Sequence[Any], first: bool) -> None:

@@ -4,45 +4,34 @@
 from __future__ import annotations
 
 import math
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from ml_dtypes import bfloat16
 from tests.cuda_emulator.cublas import FakeCublasLt
 from tests.cuda_emulator.device import EmulatedDevice
-from tests.cuda_kernels import gpu as machine
-from tests.kernels.conv_cases import reference
+from tests.kernels.cuda.library_cases import check, last
 
-from enginesmith.ir.expr import Arg, Call, Const, Expr, call, evaluate, relu
+from enginesmith.ir.expr import Arg, Call, Const, Expr, call, relu
 from enginesmith.kernels.base import (
     Operand,
     Problem,
     Size,
     ceildiv,
     dense_strides,
-    mul,
-    value_of,
 )
 from enginesmith.kernels.conv import cublaslt as conv_cublaslt
-from enginesmith.kernels.conv import cuda as conv_cuda
 from enginesmith.kernels.conv.problem import ConvProblem
 from enginesmith.kernels.cuda import LibrarySource
+from enginesmith.kernels.library_ending import Unfit, ending_of
 from enginesmith.kernels.matmul import cublaslt
 from enginesmith.kernels.matmul import cuda as matmul_cuda
 from enginesmith.kernels.matmul.problem import MatMulProblem
 from enginesmith.plan.target import Target
-from enginesmith.runtime.devices import cublas, cuda
-from enginesmith.toolchain.cublas import choose_algorithm
+from enginesmith.runtime.devices import cublas, cuda, cudnn
 
-TOLERANCE = {"float16": 1.5e-3, "bfloat16": 1.2e-2, "float32": 3e-6}
-"""Of the largest result. A bias is rounded as results are."""
-
-TF32 = 2e-3
 SUM = Arg(0)
 BIAS = call("add", Arg(0), Arg(1))
 RESIDUAL = call("add", call("add", Arg(0), Arg(1)), Arg(2))
@@ -151,65 +140,20 @@ PRODUCTS = {
 @pytest.mark.parametrize("problem", PRODUCTS.values(), ids=PRODUCTS)
 def test_results(problem: MatMulProblem, target: Target) -> None:
     assert cublaslt.why_not(problem, target) is None
-    check(problem, target, problem.hint)
+    check(cublaslt, problem, target, problem.hint)
 
 
 def test_gelu_is_precise(target: Target) -> None:
     """Near zero, too, where an approximation of tanh would show."""
     x = call("mul", Arg(0), Const(0.25))
     problem = product(64, 32, 48, epilogue=gelu_by_tanh(x))
-    check(problem, target, (), lambda y: 1e-4 + 2.0**-10 * np.abs(y))
+    check(cublaslt, problem, target, (), lambda y: 1e-4 + 2.0**-10 * np.abs(y))
 
 
 @pytest.mark.parametrize("slots", [(1, 1), (8, 2), (31, 5)])
 def test_other_sizes(slots: tuple[int, ...], target: Target) -> None:
-    check(PRODUCTS["symbolic"], target, slots)
-    check(PRODUCTS["symbolic batch"], target, slots)
-
-
-def check(
-    problem: MatMulProblem | ConvProblem, target: Target, slots: tuple[int, ...],
-    bound: Callable[[np.ndarray], np.ndarray] | None = None,
-) -> None:  # fmt: skip
-    """Every algorithm of the library's list gives float64's result; the first one exists. bound: of
-    errors, from what is expected (default: by the largest result and the type)."""
-    rng = np.random.default_rng(zlib.crc32(repr(problem).encode()))
-    arrays, wide = [], []
-    for o in problem.operands[:-1]:
-        sizes = zip(o.shape, o.strides, strict=True)
-        shape = [1 if s == 0 else value_of(n, slots) for n, s in sizes]
-        x = rng.standard_normal(shape).astype(bfloat16 if o.dtype == "bfloat16" else o.dtype)
-        arrays.append(x)
-        wide.append(np.broadcast_to(x.astype(np.float64), [value_of(n, slots) for n in o.shape]))
-    if isinstance(problem, ConvProblem):
-        family: ModuleType = conv_cuda
-        expected = np.broadcast_to(reference(problem, wide, slots), wide_shape(problem, slots))
-    else:
-        family = matmul_cuda
-        expected = evaluate(problem.epilogue, [wide[0] @ wide[1], *wide[2:]])
-    limit = TF32 if problem.tf32 else TOLERANCE[problem.operands[-1].dtype]
-    constants = {i: arrays[i] for i, o in enumerate(problem.operands) if o.constant}
-    for number, tactic in enumerate(cublaslt.tactics(problem, target)):
-        source = family.emit(problem, tactic, target)
-        assert isinstance(source, LibrarySource)
-        if number and not choose_algorithm(replace(source, hint=slots), cuda.cuda_device()):
-            break
-        packed = {**constants, **family.pack(problem, tactic, target, constants)}
-        (got,) = machine.run_source(source, problem, arrays, slots, packed=packed, arch=80)
-        error = np.abs(got.astype(np.float64) - expected)
-        most = limit * np.abs(expected).max() if bound is None else bound(expected)
-        assert (error <= most).all(), (str(tactic), error.max())
-
-
-def wide_shape(problem: ConvProblem, slots: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(value_of(n, slots) for n in problem.y.shape)
-
-
-def last(shape: Sequence[Size], wider: int = 0) -> tuple[Size, ...]:
-    """Strides of channels-last memory, of a slice out of `wider` more channels."""
-    _, c, h, w = shape
-    pixel = c + wider  # type: ignore[operator]
-    return (mul(h, w, pixel), 1, mul(w, pixel), pixel)
+    check(cublaslt, PRODUCTS["symbolic"], target, slots)
+    check(cublaslt, PRODUCTS["symbolic batch"], target, slots)
 
 
 def conv(
@@ -252,7 +196,7 @@ CONVS = {
 @pytest.mark.parametrize("problem", CONVS.values(), ids=CONVS)
 def test_convolutions_by_one_pixel(problem: ConvProblem, target: Target) -> None:
     assert conv_cublaslt.why_not(problem, target) is None
-    check(problem, target, problem.hint)
+    check(cublaslt, problem, target, problem.hint)
 
 
 def test_other_convolutions() -> None:
@@ -347,8 +291,15 @@ def test_its_text_says_what_it_computes(target: Target) -> None:
 def test_activations_are_known_by_their_values() -> None:
     x = call("add", call("mul", Const(2.0), Arg(0)), Arg(1))
     for epilogue, name in ((x, "none"), (relu(x), "relu"), (gelu_by_tanh(x), "gelu")):
-        ending = cublaslt._ending(epilogue, 1)
+        ending = ending_of(epilogue, 1, cublas.ACTIVATIONS.keys())
         assert (ending.activation, ending.scale, ending.extras) == (name, 2.0, (1,))
     leaky = Call("where", (Call("lt", (Arg(0), Const(0.0))), call("mul", Arg(0), 1e-3), Arg(0)))
-    with pytest.raises(cublaslt._Unfit):
-        cublaslt._ending(leaky, 0)
+    with pytest.raises(Unfit):
+        ending_of(leaky, 0, cublas.ACTIVATIONS.keys())
+    every = {"none", *cudnn.ACTIVATIONS}
+    for epilogue, name in ((gelu_by_erf(x), "gelu_erf"), (call("tanh", x), "tanh"),
+                           (call("sigmoid", x), "sigmoid"),
+                           (call("mul", x, call("sigmoid", x)), "swish")):  # fmt: skip
+        assert ending_of(epilogue, 1, every).activation == name
+        with pytest.raises(Unfit):
+            ending_of(epilogue, 1, cublas.ACTIVATIONS.keys())

@@ -10,6 +10,7 @@ import numpy as np
 from enginesmith.kernels.base import Cost, Problem, Tactic
 from enginesmith.kernels.conv import (
     cublaslt,
+    cudnn,
     depthwise_cuda,
     direct_cuda,
     gathered,
@@ -38,7 +39,9 @@ ALGORITHMS: dict[str, ModuleType] = SPECIAL | {
 }  # fmt: skip
 """By tactic name. `direct` serves everything."""
 
-OTHERS: dict[str, ModuleType] = {"triton": triton, "cublaslt": cublaslt}
+OTHERS: dict[str, ModuleType] = {
+    "triton": triton, "cublaslt": cublaslt, "cudnn": cudnn,
+}  # fmt: skip
 """The same, of tactics that come from other sources (kernels/sources.py)."""
 
 LARGE = 2e9

@@ -15,20 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import gcd, pi
+from math import gcd
 from typing import Any
 
 import numpy as np
 
-from enginesmith.ir.expr import Arg, Call, Const, Expr, evaluate
 from enginesmith.kernels.base import Operand, Problem, Size, Tactic, same, tactic
 from enginesmith.kernels.cuda import LibrarySource
+from enginesmith.kernels.library_ending import Unfit, ending_of
 from enginesmith.kernels.matmul.problem import MatMulProblem
 from enginesmith.kernels.nest import Axis, collapse
 from enginesmith.plan.plan import Matrices, Product
 from enginesmith.plan.target import Target
 from enginesmith.runtime.devices import cublas, cuda
-from enginesmith.runtime.devices.cublas import BIAS_ALIGNMENT, DTYPES
+from enginesmith.runtime.devices.cublas import ACTIVATIONS, BIAS_ALIGNMENT, DTYPES
 
 NAME = "cublaslt"
 
@@ -36,15 +36,11 @@ ALIGNMENT = 256
 """Bytes; the library asks for no more."""
 
 
-class _Unfit(Exception):  # noqa: N818 - says why, is no error
-    """Why a problem isn't the library's."""
-
-
 def why_not(problem: Problem, target: Target) -> str | None:
     """See `Family`. Algorithms can be chosen only on a GPU like the target's."""
     try:
         _source(problem, 0, 0)
-    except _Unfit as reason:
+    except Unfit as reason:
         return str(reason)
     if cuda.host_architecture() != target.isa:
         return f"this machine has no GPU of {target.isa} for which cuBLASLt could choose algorithms"
@@ -66,7 +62,7 @@ def pack(
 ) -> Mapping[int, np.ndarray]:
     """A constant bias in the result's type; all else stays as it is."""
     source, y = _source(problem, tactic["algo"], 0), problem.operands[-1]
-    if not source.product.biased or source.operands[-1] not in constants:
+    if len(source.operands) == 4 or source.operands[-1] not in constants:
         return {}
     bias = source.operands[-1]
     return {bias: constants[bias].astype(_numpy(y.dtype))}
@@ -95,14 +91,14 @@ class _View:
 
 
 def _source(problem: Problem, choice: int, version: int) -> LibrarySource:
-    """The call that serves a problem, or why there is none (_Unfit)."""
+    """The call that serves a problem, or why there is none (Unfit)."""
     if not isinstance(problem, MatMulProblem):
-        raise _Unfit("not a matrix product")
+        raise Unfit("not a matrix product")
     _check_types(problem)
     view, last = _view(problem), len(problem.operands) - 1
-    ending = _ending(problem.epilogue, last - 2)
+    ending = ending_of(problem.epilogue, last - 2, ACTIVATIONS.keys())
     if ending.activation == "gelu" and problem.operands[-1].dtype == "float32":
-        raise _Unfit("GELU in float32: the library computes it less precisely")
+        raise Unfit("GELU in float32: the library computes it less precisely")
     bias, added = _roles(view, [k + 1 for k in ending.extras])
     b, transposed_b = _factor(view, 1, view.n, -1)
     a, transposed_a = _factor(view, 0, view.row.size, view.row.strides[0])
@@ -121,12 +117,12 @@ def _source(problem: Problem, choice: int, version: int) -> LibrarySource:
 def _check_types(problem: MatMulProblem) -> None:
     a, b, y = problem.operands[0], problem.operands[1], problem.operands[-1]
     if a.dtype != b.dtype or a.dtype not in DTYPES:
-        raise _Unfit(f"factors of {a.dtype} and {b.dtype}")
+        raise Unfit(f"factors of {a.dtype} and {b.dtype}")
     if y.dtype not in (a.dtype, "float32"):
-        raise _Unfit(f"a result of {y.dtype} from factors of {a.dtype}")
+        raise Unfit(f"a result of {y.dtype} from factors of {a.dtype}")
     rank = len(y.strides)
     if rank < 2 or any(o.block or len(o.strides) != rank for o in problem.operands):
-        raise _Unfit("operands must be plain, of one rank, at least 2")
+        raise Unfit("operands must be plain, of one rank, at least 2")
 
 
 def _view(problem: MatMulProblem) -> _View:
@@ -139,10 +135,10 @@ def _view(problem: MatMulProblem) -> _View:
     axes = collapse([*axes, Axis(row.size, (row.strides[0], 0, *row.strides[2:]))])
     row = axes.pop() if axes[-1].strides[1] == 0 else Axis(1, none)
     if len(axes) > 1:
-        raise _Unfit("its matrices are not evenly spaced")
+        raise Unfit("its matrices are not evenly spaced")
     k = problem.operands[0].shape[-1]
     if not isinstance(k, int) or k == 0:
-        raise _Unfit("sums of unknown length, or of nothing")
+        raise Unfit("sums of unknown length, or of nothing")
     return _View(problem, axes[0] if axes else Axis(1, none), row, k, problem.operands[1].shape[-1])
 
 
@@ -161,13 +157,13 @@ def _factor(view: _View, slot: int, size: Size, stride: Size) -> tuple[Matrices,
     if _dense(column_stride, columns):
         return _matrices(view, slot, columns, rows, row_stride), True
     name = "second" if slot else "first"
-    raise _Unfit(f"neither rows nor columns of the {name} operand are dense")
+    raise Unfit(f"neither rows nor columns of the {name} operand are dense")
 
 
 def _result(view: _View, slot: int) -> Matrices:
     """y, or what is added to it: n x m in column-major terms."""
     if not _dense(view.problem.operands[slot].strides[-1], view.n):
-        raise _Unfit("rows of the result, or of what is added to it, are not dense")
+        raise Unfit("rows of the result, or of what is added to it, are not dense")
     return _matrices(view, slot, view.n, view.row.size, view.row.strides[slot])
 
 
@@ -180,21 +176,12 @@ def _matrices(view: _View, slot: int, rows: Size, columns: Size, leading: Size) 
     if columns == 1:
         leading = rows
     elif problem.typical(leading) < problem.typical(rows):
-        raise _Unfit("rows or columns of an operand overlap or repeat")
+        raise Unfit("rows or columns of an operand overlap or repeat")
     stride = view.batch.strides[slot]
     return Matrices(o.dtype, rows, columns, leading, stride, gcd(o.alignment, ALIGNMENT))
 
 
-# -- the epilogue --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Ending:
-    """activation(scale * $0 + the extras)."""
-
-    activation: str
-    scale: float
-    extras: tuple[int, ...]
+# -- what is added ------------------------------------------------------------------------------
 
 
 def _roles(view: _View, slots: list[int]) -> tuple[int | None, int | None]:
@@ -209,7 +196,7 @@ def _roles(view: _View, slots: list[int]) -> tuple[int | None, int | None]:
         elif added is None and o.dtype == y.dtype:
             added = slot
         else:
-            raise _Unfit(f"it adds operand {slot}, which is no bias of the result's type")
+            raise Unfit(f"it adds operand {slot}, which is no bias of the result's type")
     return bias, added
 
 
@@ -220,76 +207,3 @@ def _is_bias(o: Operand, y: Operand, n: Size) -> bool:
     if o.constant:
         return o.dtype in DTYPES
     return o.dtype == y.dtype and o.alignment % BIAS_ALIGNMENT == 0
-
-
-def _ending(epilogue: Expr, extras: int) -> _Ending:
-    """The epilogue as an `_Ending` that adds each of `extras` operands once, or _Unfit."""
-    for inner in _parts(epilogue):
-        linear = _linear(inner)
-        if linear is None or sorted(linear[1]) != list(range(1, extras + 1)):
-            continue
-        activation = _activation(_without(epilogue, inner))
-        if activation is not None:
-            return _Ending(activation, linear[0], tuple(linear[1]))
-    raise _Unfit("its epilogue is none of the library's")
-
-
-def _parts(expr: Expr) -> list[Expr]:
-    """The tree and all trees within it, the larger ones first."""
-    below = expr.args if isinstance(expr, Call) else ()
-    return [expr, *(part for argument in below for part in _parts(argument))]
-
-
-def _linear(expr: Expr) -> tuple[float, list[int]] | None:
-    """(scale, extras) if the tree is scale * $0 + $k + ..., else None."""
-    match expr:
-        case Arg(0):
-            return 1.0, []
-        case Call("mul", (inner, Const(value, "float32")) | (Const(value, "float32"), inner)):
-            scaled = _linear(inner)
-            return None if scaled is None or scaled[1] else (scaled[0] * float(value), [])
-        case Call("div", (inner, Const(value, "float32"))) if value:
-            scaled = _linear(inner)
-            return None if scaled is None or scaled[1] else (scaled[0] / float(value), [])
-        case Call("add", (inner, Arg(k))) | Call("add", (Arg(k), inner)) if k:
-            rest = _linear(inner)
-            return None if rest is None else (rest[0], [*rest[1], k])
-        case Call("add", (Arg(k), Arg(0))):
-            return 1.0, [k]
-    return None
-
-
-def _without(expr: Expr, inner: Expr) -> Expr | None:
-    """`expr` with `inner` as its only operand, $0; None if it reads others."""
-    if expr == inner:
-        return Arg(0)
-    match expr:
-        case Const():
-            return expr
-        case Call(op, arguments):
-            replaced = [_without(argument, inner) for argument in arguments]
-            if all(r is not None for r in replaced):
-                return Call(op, tuple(r for r in replaced if r is not None))
-    return None
-
-
-_POINTS = np.concatenate(
-    [np.linspace(-12, 12, 4801), np.array([-1e30, -1e5, -1e-9, 1e-9, 1e5, 1e30])]
-).astype(np.float32)
-
-
-def _activation(expr: Expr | None) -> str | None:
-    """The library's name of a function of $0, None if it hasn't got it. However the model writes
-    GELU by tanh, it is known by its values."""
-    if expr is None or expr == Arg(0):
-        return "none" if expr else None
-    with np.errstate(all="ignore"):
-        found = np.asarray(evaluate(expr, [_POINTS]))
-        x = _POINTS.astype(np.float64)
-        gelu = 0.5 * x * (1 + np.tanh(np.sqrt(2 / pi) * (x + 0.044715 * x**3)))
-        if found.shape != x.shape or found.dtype != np.float32:
-            return None
-        if np.array_equal(found, np.maximum(_POINTS, 0)):
-            return "relu"
-        near = np.abs(found - gelu) <= 1e-6 * np.maximum(1, np.abs(x))
-    return "gelu" if near[np.abs(x) < 1e6].all() and found[-1] > 1e29 else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import weakref
+from collections.abc import Sequence
 from ctypes import byref, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
 from functools import cache
@@ -233,10 +234,11 @@ class PreparedProduct:
         return None if status or result.state else int(result.workspace)
 
     def run(
-        self, a: int, b: int, c: int, d: int, algorithm: bytes, workspace: tuple[int, int],
-        stream: int,
-    ) -> None:  # fmt: skip
-        """Compute on the stream. a, b, c, d: addresses; workspace: address, bytes."""
+        self, operands: Sequence[int], algorithm: bytes, workspace: tuple[int, int], stream: int
+    ) -> None:
+        """Compute on the stream. operands: the addresses of a, b, c, d (and of the bias, which is
+        known); workspace: address, bytes."""
+        a, b, c, d, *_ = operands
         data = (ctypes.c_uint8 * ALGORITHM_BYTES).from_buffer_copy(algorithm)
         one, two, three, four = self._layouts
         self._cublas.call(

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from enginesmith.errors import DeviceError
-from enginesmith.runtime.devices import cublas
+from enginesmith.runtime.devices import cublas, cudnn
 from enginesmith.runtime.devices.cublas import CublasLt
+from enginesmith.runtime.devices.cudnn import Cudnn
 
 INSTALL = "install them with: pip install 'enginesmith[cuda]'"
 
@@ -131,6 +132,7 @@ class CudaDevice:
         self.shared_limit = self._attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
         self.driver_version = call("cuDriverGetVersion")
         self._cublas: CublasLt | None = None
+        self._cudnn: Cudnn | None = None
         self._lock = threading.Lock()
         self._captures = threading.local()
 
@@ -154,7 +156,7 @@ class CudaDevice:
             driver().cuCtxSetCurrent(self._context)
             driver().cuMemFree(pointer)  # at exit the context may be gone already: no check
 
-        return DeviceMemory(size, int(pointer), partial(self._after_capture, free))
+        return DeviceMemory(size, int(pointer), partial(self.after_capture, free))
 
     def pinned(self, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Page-locked host memory as an array of bytes, which keeps it alive."""
@@ -167,7 +169,7 @@ class CudaDevice:
             driver().cuCtxSetCurrent(self._context)
             driver().cuMemFreeHost(address)
 
-        weakref.finalize(buffer, self._after_capture, free).atexit = False
+        weakref.finalize(buffer, self.after_capture, free).atexit = False
         return np.ctypeslib.as_array(buffer)[:size]
 
     def copy_in(self, to: int, source: int, size: int, stream: int) -> None:
@@ -253,7 +255,7 @@ class CudaDevice:
         return int(call("cuModuleLoadData", code))
 
     def unload(self, module: int) -> None:
-        self._after_capture(lambda: driver().cuModuleUnload(module))
+        self.after_capture(lambda: driver().cuModuleUnload(module))
 
     def function(self, module: int, name: str, shared: int) -> int:
         """A kernel that may be launched with `shared` bytes of dynamic shared memory."""
@@ -325,9 +327,17 @@ class CudaDevice:
                 self._cublas = CublasLt(cublas.library())
             return self._cublas
 
+    def cudnn(self) -> Cudnn:
+        """cuDNN on this GPU. DeviceError if the library is missing."""
+        with self._lock:
+            if self._cudnn is None:
+                self.use()
+                self._cudnn = Cudnn(cudnn.library(), self.after_capture)
+            return self._cudnn
+
     # -- graphs -----------------------------------------------------------------------------------
 
-    def _after_capture(self, free: Callable[[], None]) -> None:
+    def after_capture(self, free: Callable[[], None]) -> None:
         """Free something, now or when this thread's capture ends, which it would spoil. (Python's
         garbage collector may come at any moment.)"""
         waiting: list[Callable[[], None]] | None = getattr(self._captures, "waiting", None)
@@ -367,7 +377,7 @@ class CudaDevice:
         call("cuGraphLaunch", graph, stream)
 
     def close_graph(self, graph: int) -> None:
-        self._after_capture(lambda: driver().cuGraphExecDestroy(graph))
+        self.after_capture(lambda: driver().cuGraphExecDestroy(graph))
 
 
 @cache

@@ -49,7 +49,8 @@ ALONE = 10
 
 PACKAGES = (
     "enginesmith", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "torch", "torchvision",
-    "transformers", "triton", "cuda-core", "cuda-bindings", "nvidia-cuda-nvrtc",
+    "transformers", "triton", "cuda-core", "cuda-bindings", "nvidia-cuda-nvrtc", "nvidia-cublas",
+    "nvidia-cudnn-cu13",
 )  # fmt: skip
 
 

@@ -91,6 +91,59 @@ def test_functions(op, fast):
     assert np.isnan(y[-1])
 
 
+def gelu_by_erf(x):
+    half = call("mul", Const(0.5), x)
+    return call("mul", half, call("add", 1.0, call("erf", call("mul", x, Const(0.70710678)))))
+
+
+def gelu_by_tanh(x):
+    cube = call("mul", Const(0.044715), call("pow", x, 3.0))
+    inner = call("mul", call("add", x, cube), Const(0.7978845608))
+    return call("mul", call("mul", x, call("add", call("tanh", inner), 1.0)), 0.5)
+
+
+SHIFTED = call("add", call("mul", Arg(0), 0.5), Arg(1))
+
+
+@pytest.mark.parametrize("gelu", [gelu_by_erf, gelu_by_tanh])
+@pytest.mark.parametrize("fast", [False, True])
+def test_gelus(gelu, fast):
+    """Fast ones are polynomials, also within other operations; errors are those the module says."""
+    x = np.concatenate([WIDE, np.linspace(-6, 6, 12001, dtype=np.float32)])
+    tree, expected = gelu(Arg(0)), evaluate(gelu(Arg(0)), [x.astype(np.float64)])
+    assert ("saturated_fma" in kernel_text(tree, ["float32"] * 2, fast)) or not fast
+    assert ("fast_gelu" in cuda_expression(tree, ["x"], ["float32"], fast)) == fast
+    y = run(tree, [x], ["float32"] * 2, fast).astype(np.float64)
+    limit = 5e-5 if fast else 1e-6
+    finite = np.isfinite(expected)
+    error = np.abs(y[finite] - expected[finite])
+    assert (error <= limit * np.maximum(1, np.abs(x) / 4)[finite]).all(), error.max()
+    assert np.array_equal(np.isnan(y), np.isnan(expected))
+    assert np.isnan(run(tree, [np.float32([np.nan])], ["float32"] * 2, fast)).all()
+    b = np.cos(np.where(np.isfinite(x), x, 0))
+    outer = call("sub", call("mul", gelu(SHIFTED), Arg(1)), gelu(Arg(1)))
+    with np.errstate(invalid="ignore"):
+        expected = evaluate(outer, [x.astype(np.float64), b.astype(np.float64)])
+    y = run(outer, [x, b], ["float32"] * 3, fast).astype(np.float64)
+    error = np.abs(y - expected)[np.abs(x) < 100]
+    assert error.max() <= 2.5 * limit * 12, error.max()
+
+
+def test_what_is_no_gelu_is_written_as_it_is():
+    x = Arg(0)
+    for tree in (
+        call("mul", call("mul", 0.5, x), call("add", 1.0, call("erf", call("mul", x, 0.7)))),
+        call("mul", x, call("add", 1.0, call("tanh", x))),
+        call("erf", x),
+    ):
+        assert "gelu" not in cuda_expression(tree, ["x"], ["float32"], True)
+    shared = gelu_by_erf(x)
+    for _ in range(40):  # as a tree it has 2 ** 40 leaves
+        shared = call("add", shared, shared)
+    assert "fast_erf" in cuda_expression(shared, ["x"], ["float32"], True)
+    assert "fast_erf" in cuda_functions(shared)
+
+
 @pytest.mark.parametrize("fast", [False, True])
 def test_binary_functions(fast):
     a = WIDE[:401]

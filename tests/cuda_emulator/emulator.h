@@ -221,6 +221,10 @@ DEVICE float to_tf32(float x) {
   return __uint_as_float((__float_as_uint(x) + 0x1000) & 0xffffe000u);
 }
 DEVICE float fast_exp2(float x) { return exp2f(x); }
+DEVICE float saturated_fma(float a, float b, float c) {
+  const float y = fmaf(a, b, c);
+  return y > 0.f ? fminf(y, 1.f) : 0.f;
+}
 DEVICE float fast_rcp(float x) { return 1.f / x; }
 DEVICE float fast_log2(float x) { return log2f(x); }
 DEVICE float fast_sqrt(float x) { return sqrtf(x); }

@@ -128,11 +128,12 @@ def tactics(problem: AttentionProblem, target: Target) -> tuple[Tactic, ...]:
     if any(s == 0 for o in (q, k, v) for s in o.strides):
         return ()
     whole = padded(keys)
-    sizes = [whole, 128, 64] if whole <= MOST and q.shape[3] == v.shape[3] == 64 else [128, 64]
-    sizes = [n for n in dict.fromkeys(sizes) if n <= whole]
+    even = padded(-(-keys // -(-keys // 128)))  # tiles of at most 128 with little beyond the end
+    small = whole <= MOST and q.shape[3] == v.shape[3] == 64
+    sizes = [n for n in dict.fromkeys((*[whole] * small, even, 128, 64)) if n <= whole]
     rows = -(-problem.typical(q.shape[2]) // 64)
     groups = [g for g in (1, 2) if g == 1 or rows > 1]
-    found = [tactic("flash_wgmma", wg=g, bn=n) for n in sizes[:2] for g in groups]
+    found = [tactic("flash_wgmma", wg=g, bn=n) for n in sizes[: 2 + small] for g in groups]
     return tuple(t for t in found if _shared(problem, t) <= shared_limit(target))
 
 

@@ -132,7 +132,9 @@ def tactics(problem: AttentionProblem, target: Target) -> tuple[Tactic, ...]:
     small = whole <= MOST and q.shape[3] == v.shape[3] == 64
     sizes = [n for n in dict.fromkeys((*[whole] * small, even, 128, 64)) if n <= whole]
     rows = -(-problem.typical(q.shape[2]) // 64)
-    groups = [g for g in (1, 2) if g == 1 or rows > 1]
+    # Each block reads all keys and values; of many, that is what bounds small blocks.
+    most = 2 if whole <= MOST else 4
+    groups = [g for g in (1, 2, 3, 4) if g <= min(most, rows)]
     found = [tactic("flash_wgmma", wg=g, bn=n) for n in sizes[: 2 + small] for g in groups]
     return tuple(t for t in found if _shared(problem, t) <= shared_limit(target))
 

@@ -24,6 +24,7 @@ from enginesmith.cli.inspect import inspect
 from enginesmith.errors import BuildError, DeviceError, PlanError
 from enginesmith.kernels import sources
 from enginesmith.plan import file
+from enginesmith.plan.target import Target
 from enginesmith.runtime.devices import cudnn
 
 MODEL = """
@@ -115,6 +116,11 @@ def test_tuning_times_its_engines_like_kernels(library: FakeCudnn, tmp_path: Pat
     alone = build(cache=tmp_path)
     assert len(alone.plan.calls) == 2
     check(alone)
+
+
+def test_it_must_be_asked_for(library: FakeCudnn) -> None:
+    for isa in ("sm_80", "sm_90"):
+        assert "cudnn" not in sources.chosen(None, Target("cuda", isa))
 
 
 def test_another_version_of_the_library(library: FakeCudnn, tmp_path: Path) -> None:

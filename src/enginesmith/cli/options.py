@@ -180,7 +180,8 @@ def sources_option(command: Command) -> Command:
         type=Names(),
         metavar="NAME,...",
         help="What GPU kernels may come from: cuda (our own), triton, cublaslt, cudnn. If absent: "
-        "our own on sm_90, elsewhere all that are installed; `enginesmith doctor` lists them.",
+        "our own on sm_90, elsewhere all that are installed but cudnn; `enginesmith doctor` lists "
+        "them.",
     )(command)
 
 

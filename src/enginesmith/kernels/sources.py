@@ -40,6 +40,9 @@ UNRIVALLED = ("sm_90",)
 """Where our own kernels were measured to be the fastest (docs/performance.md, "Sources"): there the
 others must be asked for, so that plans need no library and builds no second compiler."""
 
+UNTRIED = ("cudnn",)
+"""Sources that have not run on a GPU yet, only against stand-ins: they must be asked for."""
+
 TRITON_VERSIONS = ((3, 6), (3, 7))
 """From which Triton on (included) and up to which (excluded) our use of its compiler is tested."""
 
@@ -82,10 +85,11 @@ def installed() -> tuple[str, ...]:
 
 def chosen(sources: Sequence[str] | None, target: Target) -> tuple[str, ...]:
     """The sources a build uses, in the order of SOURCES; None: our own, and all that are installed
-    where our own don't use the GPU's best instructions (see UNRIVALLED). BuildError lists all that
-    is wrong with a choice."""
+    (but for UNTRIED) where our own don't use the GPU's best instructions (see UNRIVALLED).
+    BuildError lists all that is wrong with a choice."""
     if sources is None:
-        return (OWN,) if target.device != "cuda" or target.isa in UNRIVALLED else installed()
+        alone = target.device != "cuda" or target.isa in UNRIVALLED
+        return (OWN,) if alone else tuple(s for s in installed() if s not in UNTRIED)
     problems = [
         f"{name!r} is none of {', '.join(SOURCES)}" if name not in SOURCES else why_missing(name)
         for name in sources

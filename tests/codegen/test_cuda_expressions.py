@@ -110,7 +110,9 @@ SHIFTED = call("add", call("mul", Arg(0), 0.5), Arg(1))
 def test_gelus(gelu, fast):
     """Fast ones are polynomials, also within other operations; errors are those the module says."""
     x = np.concatenate([WIDE, np.linspace(-6, 6, 12001, dtype=np.float32)])
-    tree, expected = gelu(Arg(0)), evaluate(gelu(Arg(0)), [x.astype(np.float64)])
+    tree = gelu(Arg(0))
+    with np.errstate(invalid="ignore"):  # of minus infinity there is none
+        expected = evaluate(tree, [x.astype(np.float64)])
     assert ("saturated_fma" in kernel_text(tree, ["float32"] * 2, fast)) or not fast
     assert ("fast_gelu" in cuda_expression(tree, ["x"], ["float32"], fast)) == fast
     y = run(tree, [x], ["float32"] * 2, fast).astype(np.float64)
@@ -125,8 +127,8 @@ def test_gelus(gelu, fast):
     with np.errstate(invalid="ignore"):
         expected = evaluate(outer, [x.astype(np.float64), b.astype(np.float64)])
     y = run(outer, [x, b], ["float32"] * 3, fast).astype(np.float64)
-    error = np.abs(y - expected)[np.abs(x) < 100]
-    assert error.max() <= 2.5 * limit * 12, error.max()
+    small = np.abs(x) < 100
+    assert np.abs(y[small] - expected[small]).max() <= 30 * limit
 
 
 def test_what_is_no_gelu_is_written_as_it_is():

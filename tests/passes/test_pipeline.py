@@ -162,4 +162,4 @@ def _step(b: Builder, draw: st.DrawFn, x: Value, values: list[Value], kind: int)
 @given(_graphs())
 def test_random_graphs_keep_their_meaning(graph: Graph) -> None:
     with np.errstate(all="ignore"):
-        preserves(graph, lambda g: run_pipeline(g, verify=check), tolerance=1e-4)
+        preserves(graph, lambda g: run_pipeline(g, verify=check), tolerance=1e-4, least=1e-2)

@@ -1,8 +1,10 @@
 """Attention on Hopper's tensor cores (`wgmma`, 9.0 alone), for heads of 64 or 128.
 
 A block takes WG * 64 queries of one head, 64 for each warp group; the copy engine brings tiles of
-BN keys and values, one ahead. Up to 256 keys are one tile, and then nothing found before has to be
-scaled. Otherwise as flash_mma.py.
+BN keys and values, STAGES - 1 - LAG ahead. Up to 256 keys are one tile, and then nothing found
+before has to be scaled. Warp groups don't wait for each other, so that some multiply while others
+compute exponentials; only the thread that asks for tile j + STAGES - LAG waits until all have read
+tile j - LAG, whose place it takes. Otherwise as flash_mma.py.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ BODY = r"""
   T *tiles_q = reinterpret_cast<T *>(shared_memory()), *tile_q = tiles_q + group * Q_TILE;
   T *tiles_k = tiles_q + WG * Q_TILE, *tiles_v = tiles_k + STAGES * BN * D;
   Barrier *full_k = reinterpret_cast<Barrier *>(tiles_v + STAGES * BN * V);
-  Barrier *full_v = full_k + STAGES;
+  Barrier *full_v = full_k + STAGES, *empty = full_v + STAGES;
   const int seen = CAUSAL ? imin(keys, imin(queries, block + WG * 64)) : keys;
   const int tiles = ceildiv(seen, BN);
   grid_launch();
@@ -40,6 +42,7 @@ BODY = r"""
     tma_prefetch(&m1);
     tma_prefetch(&m2);
     UNROLL for (int i = 0; i < 2 * STAGES; ++i) barrier_init(full_k + i, 1);
+    UNROLL for (int i = 0; i < STAGES; ++i) barrier_init(empty + i, 4 * WG);
     barrier_fence();
   }
   __syncthreads();
@@ -101,9 +104,13 @@ BODY = r"""
       wgmma_wait<0>();
       wgmma_hold(o);
     }
-    if (j + STAGES < tiles) {
-      __syncthreads();
-      if (threadIdx.x == 0) load(j + STAGES);
+    if (j - LAG + STAGES < tiles) {
+      if (lane == 0) barrier_arrive(empty + j % STAGES);
+      if (threadIdx.x == 0 && j >= LAG) {
+        barrier_wait(empty + (j - LAG) % STAGES, (j - LAG) / STAGES & 1);
+        load(j - LAG + STAGES);
+      }
+      sync_warp();
     }
   }
   sync_threads(1 + group, 128);  /* the group's queries have been read: y takes their place */
@@ -140,16 +147,18 @@ def tactics(problem: AttentionProblem, target: Target) -> tuple[Tactic, ...]:
 
 
 def _stages(problem: AttentionProblem, tactic: Tactic) -> int:
-    """Tiles of keys in shared memory."""
+    """Tiles of keys in shared memory: one more for many warp groups, which drift apart."""
     keys = problem.operands[1].shape[2]
-    return 1 if isinstance(keys, int) and keys <= tactic["bn"] else 2
+    if isinstance(keys, int) and keys <= tactic["bn"]:
+        return 1
+    return 3 if tactic["wg"] > 2 else 2
 
 
 def _shared(problem: AttentionProblem, tactic: Tactic) -> int:
     """Bytes: tiles of q (whose place y takes), k and v; barriers."""
     d, v = padded(problem.operands[0].shape[3]), padded(problem.operands[2].shape[3])
     stages = _stages(problem, tactic)
-    return 2 * (64 * tactic["wg"] * max(d, v) + stages * tactic["bn"] * (d + v)) + 16 * stages
+    return 2 * (64 * tactic["wg"] * max(d, v) + stages * tactic["bn"] * (d + v)) + 24 * stages
 
 
 def _map(operand: Operand, index: int, rows: int) -> TensorMap:
@@ -174,7 +183,8 @@ def emit(problem: AttentionProblem, tactic: Tactic, target: Target) -> CudaSourc
     text = wgmma_functions(q.dtype, [bn])
     text += wgmma_functions(q.dtype, [width], from_registers=True, mn_major=True)
     text += constants_text(problem, threads, bn, bn) + functions_text(problem)
-    text += f"constexpr int WG = {wg}, STAGES = {_stages(problem, tactic)};\n"
+    stages = _stages(problem, tactic)
+    text += f"constexpr int WG = {wg}, STAGES = {stages}, LAG = {int(stages > 2)};\n"
     text += "constexpr int Q_TILE = 64 * (D > V ? D : V);\n"
     narrow = bn <= 128 and padded(q.shape[3]) == width == 64 and len(problem.operands) == 4
     blocks = 4 // wg if narrow else 0  # 128 registers a thread, which suffices without a mask

@@ -9,13 +9,13 @@ cache. Weights are packed as float32 [block of channels][tap][v / 4][cv][4] (v =
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from enginesmith.codegen.cuda_prelude import CUDA_TYPES
-from enginesmith.kernels.base import ITEMSIZE, Problem, Tactic, ceildiv, mul, tactic
+from enginesmith.kernels.base import ITEMSIZE, Problem, Size, Tactic, ceildiv, mul, tactic
 from enginesmith.kernels.conv.problem import ConvProblem
 from enginesmith.kernels.cuda import CudaSource, Launch
 from enginesmith.kernels.cuda_nest import RUNS, Values, index_text, kernel_head
@@ -186,20 +186,32 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> CudaSource:
     assert isinstance(problem, ConvProblem)
     p, t, values = problem, tactic, Values()
     shape, ending = _Shape(p, t), Ending(p, p.epilogue, values)
-    v, ph, pw, cv = t["v"], t["ph"], t["pw"], t["cv"]
-    (kh, kw), (sh, sw), (dh, dw) = p.kernel, p.strides, p.dilations
-    rows, columns = shape.inputs((ph, pw))
     high, wide = shape.outputs
     n, c, oh, ow = p.y.shape
     tiles = (n, ceildiv(oh, high), ceildiv(ow, wide))
-    kind, piece, words = CUDA_TYPES[p.x.dtype], min(v, 4), _words(shape)
+    body = _prepare(shape, ending, tiles) + _sum(shape, ending) + _finish(shape, ending)
+    blocks = max(1, min(8, 65536 // (shape.threads * shape.registers)))
+    head = kernel_head(p, values, shape.threads, blocks=blocks)
+    text = RUNS + RUNS_NOW + WORDS + ending.functions + head + body
+    grid = (mul(*tiles), ceildiv(c, shape.channels), 1)
+    return CudaSource(
+        text, (Launch(grid, shape.threads, values.launch, shared=shape.shared_bytes),)
+    )
+
+
+def _prepare(shape: _Shape, ending: Ending, tiles: Sequence[Size]) -> str:
+    """C++: the block's weights and inputs on their way to shared memory, what the epilogue reads,
+    and the thread's place."""
+    p, t, values = shape.problem, shape.tactic, ending.values
+    v, cv = t["v"], t["cv"]
+    high, wide = shape.outputs
     place = ["0", "c", "0", "0"]
-    body = f"""\
+    return f"""\
   grid_launch();
   float *weights = reinterpret_cast<float *>(shared_memory());
   const float *packed = reinterpret_cast<const float *>(p1) + blockIdx.y * {shape.weights};
   {dealt(shape.weights // 4, shape.threads, "cp_async16(weights + i * 4, packed + i * 4, true);")}\
-  const int C = {values.value(c)}, IH = {values.value(p.x.shape[2])};
+  const int C = {values.value(p.y.shape[1])}, IH = {values.value(p.x.shape[2])};
   const int IW = {values.value(p.x.shape[3])}, c0 = blockIdx.y * {shape.channels};
   const int vector = threadIdx.x % {cv}, strip = threadIdx.x / {cv}, c = c0 + vector * {v};
   {ending.declare(1, v, 1)}
@@ -212,17 +224,29 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> CudaSource:
   if (c < C) {{ {ending.fetch("0", v, 1, place, constant=False)} }}
   cp_async_wait<0>();
   __syncthreads();
-  const int down = strip / {t["sw"]} * {ph}, right = strip % {t["sw"]} * {pw};
+  const int down = strip / {t["sw"]} * {t["ph"]}, right = strip % {t["sw"]} * {t["pw"]};
   const int h = i1 * {high} + down, w = i2 * {wide} + right;
   if (c >= C || strip >= {t["sw"] * t["sh"]}) return;
+"""
+
+
+def _sum(shape: _Shape, ending: Ending) -> str:
+    """C++: the strip's sums. An input row, loaded once, is multiplied by all rows of the kernel
+    that meet it."""
+    p, t = shape.problem, shape.tactic
+    v, ph, pw, cv = t["v"], t["ph"], t["pw"], t["cv"]
+    (kh, kw), (sh, sw), (dh, dw) = p.kernel, p.strides, p.dilations
+    rows, columns = shape.inputs((ph, pw))
+    piece = min(v, 4)
+    return f"""\
   float sum[{ph}][{pw}][{v}] = {{}};
   {"UNROLL " if shape.unrolled else ""}for (int r = 0; r < {rows}; ++r) {{
-    Vec<uint32_t, {words}> loaded[{columns}] = {{}};
+    Vec<uint32_t, {_words(shape)}> loaded[{columns}] = {{}};
     {_load_row(shape, ending)}
     float x[{columns}][{v}];
     UNROLL for (int j = 0; j < {columns}; ++j)
       UNROLL for (int k = 0; k < {v}; ++k)
-        x[j][k] = to_float(element(loaded[j], k, Tag<{kind}>()));
+        x[j][k] = to_float(element(loaded[j], k, Tag<{CUDA_TYPES[p.x.dtype]}>()));
     UNROLL for (int i = 0; i < {ph}; ++i) {{
       const int u = r - i * {sh};
       if (u < 0 || u > {(kh - 1) * dh} || u % {dh} != 0) continue;
@@ -238,19 +262,20 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> CudaSource:
       }}
     }}
   }}
-  UNROLL for (int i = 0; i < {ph}; ++i)
-    UNROLL for (int q = 0; q < {pw}; ++q)
+"""
+
+
+def _finish(shape: _Shape, ending: Ending) -> str:
+    """C++: the epilogue of the strip, as far as it is inside the plane."""
+    t, values = shape.tactic, ending.values
+    _, _, oh, ow = shape.problem.y.shape
+    return f"""\
+  UNROLL for (int i = 0; i < {t["ph"]}; ++i)
+    UNROLL for (int q = 0; q < {t["pw"]}; ++q)
       if (h + i < {values.value(oh)} && w + q < {values.value(ow)})
-        {ending.run("sum[i][q]", v, 1, ["n", "c", "(h + i)", "(w + q)"], copy="0")}
+        {ending.run("sum[i][q]", t["v"], 1, ["n", "c", "(h + i)", "(w + q)"], copy="0")}
 }}
 """
-    blocks = max(1, min(8, 65536 // (shape.threads * shape.registers)))
-    head = kernel_head(p, values, shape.threads, blocks=blocks)
-    text = RUNS + RUNS_NOW + WORDS + ending.functions + head + body
-    grid = (mul(*tiles), ceildiv(c, shape.channels), 1)
-    return CudaSource(
-        text, (Launch(grid, shape.threads, values.launch, shared=shape.shared_bytes),)
-    )
 
 
 def _copy(shape: _Shape, ending: Ending) -> str:

@@ -159,9 +159,34 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> CudaSource:
     p, values = problem, Values()
     mt, nt, down, across = tactic["mt"], tactic["nt"], tactic["down"], tactic["across"]
     shape, ending = _Shape(p, mt, nt), Ending(p, p.epilogue, values)
-    steps, kind, threads = shape.steps, CUDA_TYPES[p.x.dtype], 32 * down * across
-    (n, height, width), (oh, ow) = shape.pixels(), p.y.shape[2:]
-    head = f"""\
+    steps, threads = shape.steps, 32 * down * across
+    n, height, width = shape.pixels()
+    body = (
+        _prepare(shape, ending, down, across)
+        + _place(shape, ending, down)
+        + _loader(shape, ending)
+        + _fetch(shape, ending, constant=False)
+        + _multiplier(shape)
+        + _sum(shape)
+        + _finish(shape, ending)
+    )
+    registers = 4 * mt * nt + 4 * (2 * mt + nt) * shape.ahead * (1 + (steps > shape.ahead)) + 60
+    blocks = max(1, min(16, 65536 // (threads * min(255, registers))))
+    text = RUNS + RUNS_NOW + WORDS + ending.functions
+    text += kernel_head(p, values, threads, blocks=blocks) + body
+    grid = (
+        ceildiv(mul(n, height, width), 16 * mt * down),
+        -(-shape.groups * shape.parts // across),
+        shape.phases[0] * shape.phases[1],
+    )
+    return CudaSource(text, (Launch(grid, threads, values.launch),))
+
+
+def _prepare(shape: _Shape, ending: Ending, down: int, across: int) -> str:
+    """C++: the warp's part of the channels; the first weights and what the epilogue reads of
+    constants."""
+    nt, steps = shape.nt, shape.steps
+    return f"""\
   grid_launch();
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, warp = threadIdx.x / 32;
   const int part = blockIdx.y * {across} + warp / {down};
@@ -173,11 +198,17 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> CudaSource:
   auto load_w = [&](int s, Vec<uint32_t, 4> (&w)[{nt}]) {{
     UNROLL for (int j = 0; j < {nt}; ++j) w[j] = load_now(weights + (j * {steps} + s) * 128);
   }};
-  Vec<uint32_t, 4> w[{shape.ahead}][{nt}], x[{shape.ahead}][{2 * mt}];
+  Vec<uint32_t, 4> w[{shape.ahead}][{nt}], x[{shape.ahead}][{2 * shape.mt}];
   UNROLL for (int s = 0; s < {shape.ahead}; ++s) load_w(s, w[s]);
   {ending.declare(nt // shape.run, 2 * shape.run, 1)}
 {_fetch(shape, ending, constant=True)}"""
-    body = f"""\
+
+
+def _place(shape: _Shape, ending: Ending, down: int) -> str:
+    """C++: the lane's pixels, and where their first taps lie."""
+    p, values, mt = shape.problem, ending.values, shape.mt
+    n, height, width = shape.pixels()
+    return f"""\
   grid_wait();
   const int H = {values.value(height)}, W = {values.value(width)};
   const int IH = {values.value(p.x.shape[2])}, IW = {values.value(p.x.shape[3])};
@@ -191,6 +222,13 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> CudaSource:
     from[r] = {ending.offset(p.x, ["n", f"(group * {shape.into})", "ih[r]", "iw[r]"])};
     if (pixel >= total) ih[r] = -(1 << 30); // outside, whatever the tap
   }}
+"""
+
+
+def _loader(shape: _Shape, ending: Ending) -> str:
+    """C++: `load_x`, which brings what step s multiplies of the lane's pixels."""
+    p, mt = shape.problem, shape.mt
+    return f"""\
   auto load_x = [&](int s, Vec<uint32_t, 4> (&x)[{2 * mt}]) {{
     const int piece = s * 4 + t, tap = piece / {shape.into // PIECE};
     const int dh = tap / {shape.taps[1]} * {_step(p, 0)};
@@ -204,7 +242,13 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> CudaSource:
         : Vec<uint32_t, 4>{{}};
     }}
   }};
-{_fetch(shape, ending, constant=False)}\
+"""
+
+
+def _multiplier(shape: _Shape) -> str:
+    """C++: the sums, and `multiply`, which adds a step's products."""
+    mt, nt = shape.mt, shape.nt
+    return f"""\
   float sum[{mt}][{nt}][4] = {{}};
   auto multiply = [&](const Vec<uint32_t, 4> (&x)[{2 * mt}],
       const Vec<uint32_t, 4> (&w)[{nt}]) {{
@@ -214,12 +258,19 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> CudaSource:
           x[2 * i].v[2 * half_ + 1], x[2 * i + 1].v[2 * half_ + 1]}};
         UNROLL for (int j = 0; j < {nt}; ++j) {{
           const uint32_t b[2] = {{w[j].v[2 * half_], w[j].v[2 * half_ + 1]}};
-          mma(sum[i][j], a, b, Tag<{kind}>());
+          mma(sum[i][j], a, b, Tag<{CUDA_TYPES[shape.problem.x.dtype]}>());
         }}
       }}
   }};
-{_sum(shape)}\
-  UNROLL for (int r = 0; r < {2 * mt}; ++r) {{
+"""
+
+
+def _finish(shape: _Shape, ending: Ending) -> str:
+    """C++: the results of the lane's pixels, as far as there are."""
+    oh, ow = shape.problem.y.shape[2:]
+    values = ending.values
+    return f"""\
+  UNROLL for (int r = 0; r < {2 * shape.mt}; ++r) {{
     const int pixel = first + 8 * r, n = pixel / W / H;
     const int h = pixel / W % H * {shape.phases[0]} + phase_h;
     const int w = pixel % W * {shape.phases[1]} + phase_w;
@@ -228,16 +279,6 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> CudaSource:
   }}
 }}
 """
-    registers = 4 * mt * nt + 4 * (2 * mt + nt) * shape.ahead * (1 + (steps > shape.ahead)) + 60
-    blocks = max(1, min(16, 65536 // (threads * min(255, registers))))
-    text = RUNS + RUNS_NOW + WORDS + ending.functions
-    text += kernel_head(p, values, threads, blocks=blocks) + head + body
-    grid = (
-        ceildiv(mul(n, height, width), 16 * mt * down),
-        -(-shape.groups * shape.parts // across),
-        shape.phases[0] * shape.phases[1],
-    )
-    return CudaSource(text, (Launch(grid, threads, values.launch),))
 
 
 def _origin(p: ConvProblem, axis: int, at: str) -> str:

@@ -211,6 +211,24 @@ def test_an_upsampled_concat_in_place() -> None:
     becomes(make, text(graph))
 
 
+@pytest.mark.parametrize("read", [False, True])
+def test_a_last_resize_writes_planes(read: bool) -> None:
+    """But not if its result is read, too."""
+
+    def make() -> Graph:
+        b = Builder()
+        x = b.conv(b.input(N, 3, H, W), 8)
+        scales = (None, None, 2.0, 2.0)
+        y = b.emit("resize", [x], ResizeAttrs("linear", "half_pixel", "floor", scales),
+                   (N, 8, 2 * H, 2 * W))  # fmt: skip
+        return b.result(y, b.conv(y, 4)) if read else b.result(y)
+
+    graph = make()
+    assign_channels_last(graph)
+    assert ops(graph).count("layout") == (2 if read else 0)
+    becomes(make, text(graph))
+
+
 # -- precision ------------------------------------------------------------------------------------
 
 

@@ -60,7 +60,8 @@ class _Walk:
             self.set_outputs(node)
         elif node.op in FOLLOWERS and node.outputs[0].type.rank == 4 and self.leads(node):
             self.convert(node, CHANNELS_LAST)
-            self.set_outputs(node)
+            if not self.is_last_resize(node):
+                self.set_outputs(node)
         elif isinstance(node.attrs, TransposeAttrs):
             self.place_transpose(node, node.attrs)
         elif node.op == "reshape" and self.is_free_reshape(node):
@@ -80,6 +81,11 @@ class _Walk:
         if node.op == "concat":
             return any(v.type.layout.channels_last for v in node.inputs)
         return bool(node.inputs[0].type.layout.channels_last)
+
+    def is_last_resize(self, node: Node) -> bool:
+        """Does it make a result of the graph, which is row-major? Its kernels write any order as
+        well as another, and what they would write channels last is larger than what they read."""
+        return node.op == "resize" and self.graph.is_output(node.output) and not node.output.uses
 
     def place_transpose(self, node: Node, attrs: TransposeAttrs) -> None:
         """A view if the result then lies in one of the two orders, else row-major from row-major.

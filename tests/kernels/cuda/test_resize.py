@@ -49,14 +49,16 @@ def reference(
 def case(
     shape: tuple[int, ...], ratio: tuple, mode: str, coordinates: str = "half_pixel",
     rounding: str = "round_prefer_floor", dtype: str = "float32", order: Sequence[int] = NHWC,
+    to: tuple[str, Sequence[int]] | None = None,
 ) -> Case:  # fmt: skip
-    """Height and width resampled; 1 is added."""
+    """Height and width resampled; 1 is added. to: the result's type and order, if not x's."""
     scales, sizes = ratio
     setting = (scales, sizes, mode, coordinates, rounding)
     x = floats(1, *shape)
     result = reference(x, *setting).shape
+    y_dtype, y_order = to or (dtype, order)
     problem = ResizeProblem(
-        (permuted(shape, order, dtype), permuted(result, order, dtype)), axes=(2, 3),
+        (permuted(shape, order, dtype), permuted(result, y_order, y_dtype)), axes=(2, 3),
         scales=scales or (None, None), mode=mode, coordinates=coordinates, rounding=rounding,
         epilogue=call("add", Arg(0), 1.0),
     )  # fmt: skip
@@ -79,6 +81,14 @@ def test_modes(coordinates, mode, rounding):
 @pytest.mark.parametrize("channels", [16, 5])
 def test_layouts(channels, mode, order, dtype):
     check(case((2, channels, 5, 7), ((2.0, 2.0), None), mode, dtype=dtype, order=order))
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize("channels", [8, 21, 1])
+def test_into_the_other_order(channels, mode):
+    """As the last layer of a segmentation does: channels last in, planes out."""
+    ratio, planes = ((4.0, 2.0), None), ("float32", (0, 1, 2, 3))
+    check(case((2, channels, 5, 7), ratio, mode, dtype="float16", to=planes))
 
 
 def test_into_a_concat():

@@ -202,7 +202,7 @@ def test_an_upsampled_concat_in_place() -> None:
         scales = (None, None, 2.0, 2.0)
         up = b.emit("resize", [small], ResizeAttrs("nearest", "asymmetric", "floor", scales),
                     (N, 4, 2 * H, 2 * W))  # fmt: skip
-        return b.result(b.conv(concat(b, 1, up, b.conv_transpose(x, 5)), 2))
+        return b.result(b.conv(concat(b, 1, up, b.conv_transpose(x, 5)), 6))
 
     graph = make()
     assign_channels_last(graph)
@@ -221,11 +221,23 @@ def test_a_last_resize_writes_planes(read: bool) -> None:
         scales = (None, None, 2.0, 2.0)
         y = b.emit("resize", [x], ResizeAttrs("linear", "half_pixel", "floor", scales),
                    (N, 8, 2 * H, 2 * W))  # fmt: skip
-        return b.result(y, b.conv(y, 4)) if read else b.result(y)
+        return b.result(y, b.conv(y, 6)) if read else b.result(y)
 
     graph = make()
     assign_channels_last(graph)
     assert ops(graph).count("layout") == (2 if read else 0)
+    becomes(make, text(graph))
+
+
+@pytest.mark.parametrize(("channels", "layouts"), [(2, 0), (4, 0), (5, 1)])
+def test_a_last_convolution_of_few_channels_writes_planes(channels: int, layouts: int) -> None:
+    def make() -> Graph:
+        b = Builder()
+        return b.result(b.conv(b.conv(b.input(N, 3, H, W), 8), channels))
+
+    graph = make()
+    assign_channels_last(graph)
+    assert ops(graph).count("layout") == layouts
     becomes(make, text(graph))
 
 

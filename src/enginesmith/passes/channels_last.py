@@ -23,7 +23,8 @@ from enginesmith.ir.types import PLAIN, Layout
 CHANNELS_LAST = Layout(channels_last=True)
 
 STEM_CHANNELS = 4
-"""A convolution of a graph input with at most this many channels reads it as it is."""
+"""A convolution of a graph input with at most this many channels reads it as it is, and one that
+makes a graph's result of so few writes it as it shall be."""
 
 FOLLOWERS = frozenset({"pool", "resize", "concat", "slice", "pointwise", "reduce", "pad", "expand"})
 """Operators that read and write either order equally well."""
@@ -57,10 +58,11 @@ class _Walk:
         """Decide the layout of the node's outputs and convert its inputs."""
         if isinstance(node.attrs, ConvAttrs | ConvTransposeAttrs):
             self.convert(node, CHANNELS_LAST, skip=(0, 1) if self.is_stem(node) else (1,))
-            self.set_outputs(node)
+            if not self.writes_planes(node):
+                self.set_outputs(node)
         elif node.op in FOLLOWERS and node.outputs[0].type.rank == 4 and self.leads(node):
             self.convert(node, CHANNELS_LAST)
-            if not self.is_last_resize(node):
+            if not self.writes_planes(node):
                 self.set_outputs(node)
         elif isinstance(node.attrs, TransposeAttrs):
             self.place_transpose(node, node.attrs)
@@ -82,10 +84,13 @@ class _Walk:
             return any(v.type.layout.channels_last for v in node.inputs)
         return bool(node.inputs[0].type.layout.channels_last)
 
-    def is_last_resize(self, node: Node) -> bool:
-        """Does it make a result of the graph, which is row-major? Its kernels write any order as
-        well as another, and what they would write channels last is larger than what they read."""
-        return node.op == "resize" and self.graph.is_output(node.output) and not node.output.uses
+    def writes_planes(self, node: Node) -> bool:
+        """Does it make a result of the graph, which is row-major, at no cost? Resizes write any
+        order as well as another, and so do convolutions of a few channels."""
+        y = node.outputs[0]
+        channels = y.shape[1] if y.type.rank == 4 else None
+        few = node.op == "conv" and isinstance(channels, int) and channels <= STEM_CHANNELS
+        return (few or node.op == "resize") and self.graph.is_output(y) and not y.uses
 
     def place_transpose(self, node: Node, attrs: TransposeAttrs) -> None:
         """A view if the result then lies in one of the two orders, else row-major from row-major.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,12 @@ def conv(
     )  # fmt: skip
 
 
+def planes(problem: ConvProblem) -> ConvProblem:
+    """The result is row-major, whatever the order of the input."""
+    *rest, y = problem.operands
+    return replace(problem, operands=(*rest, replace(y, strides=dense_strides(y.shape))))
+
+
 GATED = call("mul", call("sigmoid", call("add", Arg(0), Arg(1))), call("add", Arg(2), Arg(3)))
 SCALED = relu(call("add", call("mul", Arg(0), Arg(2)), Arg(3)))
 
@@ -171,6 +178,8 @@ CONVS = {
     "prologue float32": conv(2, 20, 5, 6, 24, extras=("bias", "scale", "shift"), prologue=SCALED,
                              dtype="float32"),
     "prologue, odd": conv(2, 7, 5, 6, 24, extras=("bias", "scale", "shift"), prologue=SCALED),
+    "planes": planes(conv(2, 16, 6, 5, 2, 3, 1, 1, y_dtype="float32")),
+    "planes, one channel": planes(conv(3, 16, 6, 5, 1, y_dtype="float32")),
 }  # fmt: skip
 
 

@@ -67,6 +67,11 @@ depthwise (float[1, 24, 12, 11] x, float[48, 24, 1, 1] w1, float[48, 1, 5, 5] w2
 separable (float[2, 20, 9, 9] x, float[20, 1, 3, 3] w1) => (float[2, 20, 9, 9] y) {
   y = Conv <group = 20, pads = [1, 1, 1, 1]> (x, w1)
 }
+large_kernel (float[3, 24, 9, 9] x, float[24, 24, 1, 1] w1, float[24, 1, 7, 7] w2)
+    => (float[3, 24, 9, 9] y) {
+  a = Conv (x, w1)
+  y = Conv <group = 24, pads = [3, 3, 3, 3]> (a, w2)
+}
 grouped (float[1, 128, 9, 10] x, float[64, 64, 3, 3] w1, float[64, 8, 3, 3] w2)
     => (float[1, 64, k, l] y) {
   a = Conv <group = 2, pads = [1, 1, 1, 1]> (x, w1)

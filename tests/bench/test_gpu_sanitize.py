@@ -20,7 +20,7 @@ from enginesmith.tuner.cuda_device import PAD
 ALL = {
     "argmax": {"lines"},
     "attention": {"flash_mma", "flash_short", "flash_wgmma", "simple"},
-    "conv": {"depthwise", "direct", "gathered", "gemv", "mma", "patch", "stem", "wgmma"},
+    "conv": {"banded", "depthwise", "direct", "gathered", "gemv", "mma", "patch", "stem", "wgmma"},
     "cumsum": {"lines", "scan"},
     "gather": {"last", "vectors"},
     "layout": {"few", "tiles", "vectors"},

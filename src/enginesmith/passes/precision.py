@@ -104,8 +104,8 @@ def _tied(node: Node) -> list[Value]:
 
 
 def depthwise(node: Node) -> bool:
-    """A convolution with a kernel of its own for each channel: on GPUs it runs on CUDA cores, which
-    multiply all types as float32. Its weights are few, so they may go with the result."""
+    """A convolution with a kernel of its own for each channel: on GPUs it has kernels for factors
+    of any types, which multiply in float32. Its weights are few, so they may go with the result."""
     if node.op != "conv":
         return False
     assert isinstance(node.attrs, ConvAttrs)

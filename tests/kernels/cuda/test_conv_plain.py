@@ -17,6 +17,7 @@ from tests.kernels.conv_cases import reference
 from enginesmith.ir.expr import Arg, Expr, call, relu
 from enginesmith.kernels.base import Operand, Size, Tactic, add, dense_strides, mul
 from enginesmith.kernels.conv import (
+    banded_cuda,
     depthwise_cuda,
     direct_cuda,
     gathered,
@@ -192,6 +193,38 @@ def test_depthwise_forms() -> None:
     check(depthwise_cuda, problem, forms)
 
 
+BANDED = [
+    depthwise(2, 16, 9, 11, 3, pads=1, extras=["bias"], epilogue=relu(BIAS)),
+    depthwise(1, 40, 7, 7, 7, pads=3, extras=["gate"], epilogue=call("mul", Arg(0), Arg(1))),
+    depthwise(3, 8, 7, 7, 5, pads=2, extras=["residual"], epilogue=BIAS),
+    depthwise(1, 24, 12, 37, (4, 6), pads=(1, 2, 2, 3), dtype="bfloat16"),
+    depthwise(1, 32, 20, 70, 7, pads=3, x={"more": 8}),
+    depthwise("d0", 16, "d1", "d2", 3, pads=1, hint=(2, 6, 9)),
+    depthwise(0, 16, 6, 7, 3),
+    depthwise(2, 16, 5, 6, 9, pads=4, y={"more": 8, "dtype": "float32"}),
+    depthwise(1, 16, 9, 9, (1, 2)),
+]
+
+
+@pytest.mark.parametrize("problem", BANDED, ids=range(len(BANDED)))
+def test_banded(problem: ConvProblem) -> None:
+    found = banded_cuda.tactics(problem, TARGET)
+    assert found
+    check(banded_cuda, problem, found[::3], problem.hint)
+
+
+@pytest.mark.parametrize("across", [1, 2, 4, 8])
+def test_banded_forms(across: int) -> None:
+    """Tiles of every form, not all of them full; several images in a block."""
+    problem = depthwise(3, 40, 13, 21, 5, pads=2, extras=["bias"], epilogue=relu(BIAS))
+    names = ("rows", "across", "wide", "high", "images", "vectors", "warps")
+    forms = [
+        Tactic("banded", tuple(zip(names, (rows, across, wide, high, images, v, 4), strict=True)))
+        for rows, wide, high, images, v in ((2, 1, 3, 1, 4), (4, 3, 4, 2, 2), (8, 2, 1, 1, 1))
+    ]
+    check(banded_cuda, problem, forms)
+
+
 GATHERED = [
     conv(2, 48, 6, 7, 48, 3, 1, 1, groups=6, extras=["bias"], epilogue=relu(BIAS)),
     conv(1, 32, 9, 8, 32, 3, 2, 1, groups=8, extras=["residual"], epilogue=BIAS),
@@ -271,6 +304,14 @@ def test_gemv(problem: ConvProblem) -> None:
 def test_why_not() -> None:
     """Reasons name what is missing."""
     assert "channels" in str(depthwise_cuda.why_not(depthwise(1, 8, 6, 6, 3, x=PLAIN), TARGET))
+    for reason, problem in (
+        ("eights", depthwise(1, 12, 6, 6, 3)),
+        ("eights", depthwise(1, 16, 6, 6, 3, x={"more": 4})),
+        ("strides", depthwise(1, 16, 6, 6, 3, stride=2)),
+        ("strides", depthwise(1, 16, 16, 16, 11)),
+        ("float32", depthwise(1, 16, 6, 6, 3, dtype="float32")),
+    ):
+        assert reason in str(banded_cuda.why_not(problem, TARGET))
     blocked = replace(CONVOLUTIONS[0], operands=(
         replace(CONVOLUTIONS[0].x, block=8), *CONVOLUTIONS[0].operands[1:],
     ))  # fmt: skip
@@ -283,7 +324,8 @@ def test_compiles(isa: str, tmp_path: Path) -> None:
     target, cache = Target("cuda", isa), ArtifactCache(tmp_path)
     for family, problem in (
         (direct_cuda, CONVOLUTIONS[0]), (direct_cuda, CONVOLUTIONS[-1]),
-        (depthwise_cuda, DEPTHWISE[0]), (depthwise_cuda, DEPTHWISE[3]), (gathered, GATHERED[0]),
+        (depthwise_cuda, DEPTHWISE[0]), (depthwise_cuda, DEPTHWISE[3]), (banded_cuda, BANDED[1]),
+        (banded_cuda, BANDED[3]), (gathered, GATHERED[0]),
         (gathered, GATHERED[2]), (stem_cuda, STEMS[0]), (stem_cuda, STEMS[2]),
         (gemv_cuda, VECTORS[1]),
     ):  # fmt: skip

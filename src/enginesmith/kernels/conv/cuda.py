@@ -9,6 +9,7 @@ import numpy as np
 
 from enginesmith.kernels.base import Cost, Problem, Tactic
 from enginesmith.kernels.conv import (
+    banded_cuda,
     cublaslt,
     cudnn,
     depthwise_cuda,
@@ -29,6 +30,7 @@ from enginesmith.plan.target import Target
 SPECIAL: dict[str, ModuleType] = {
     "gemv": gemv_cuda,
     "depthwise": depthwise_cuda,
+    "banded": banded_cuda,
     "stem": stem_cuda,
     "gathered": gathered,
 }

@@ -203,6 +203,10 @@ BANDED = [
     depthwise(0, 16, 6, 7, 3),
     depthwise(2, 16, 5, 6, 9, pads=4, y={"more": 8, "dtype": "float32"}),
     depthwise(1, 16, 9, 9, (1, 2)),
+    depthwise(2, 24, 13, 18, 3, stride=2, pads=(1, 1, 0, 0), extras=["bias"], epilogue=relu(BIAS)),
+    depthwise(1, 16, 22, 45, 5, stride=2, pads=2, extras=["residual"], epilogue=BIAS),
+    depthwise("d0", 16, "d1", "d2", (4, 3), stride=2, pads=1, hint=(3, 14, 14)),
+    depthwise(1, 8, 9, 9, 1, stride=2, dtype="bfloat16"),
 ]
 
 
@@ -214,9 +218,11 @@ def test_banded(problem: ConvProblem) -> None:
 
 
 @pytest.mark.parametrize("across", [1, 2, 4, 8])
-def test_banded_forms(across: int) -> None:
+@pytest.mark.parametrize("stride", [1, 2])
+def test_banded_forms(across: int, stride: int) -> None:
     """Tiles of every form, not all of them full; several images in a block."""
-    problem = depthwise(3, 40, 13, 21, 5, pads=2, extras=["bias"], epilogue=relu(BIAS))
+    problem = depthwise(3, 40, 13 * stride, 21 * stride, 5, stride=stride, pads=2, extras=["bias"],
+                        epilogue=relu(BIAS))  # fmt: skip
     names = ("rows", "across", "wide", "high", "images", "vectors", "warps")
     forms = [
         Tactic("banded", tuple(zip(names, (rows, across, wide, high, images, v, 4), strict=True)))
@@ -307,7 +313,7 @@ def test_why_not() -> None:
     for reason, problem in (
         ("eights", depthwise(1, 12, 6, 6, 3)),
         ("eights", depthwise(1, 16, 6, 6, 3, x={"more": 4})),
-        ("strides", depthwise(1, 16, 6, 6, 3, stride=2)),
+        ("strides", depthwise(1, 16, 6, 6, 3, stride=3)),
         ("strides", depthwise(1, 16, 16, 16, 11)),
         ("float32", depthwise(1, 16, 6, 6, 3, dtype="float32")),
     ):

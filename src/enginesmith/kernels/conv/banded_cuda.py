@@ -6,14 +6,16 @@ weights: for the output columns 0..7 of a strip,
     y[row, i] = sum over u, j of x[row + u, j] * band[u][j, i],   band[u][j, i] = w[u, j - i]
 
 where 16 input columns j serve 8 output columns. `mma.sync` multiplies 16 rows of x at once: rows of
-its fragments are strips side by side in an image row (`strips` of them) in several groups of image
+its fragments are strips side by side in an image row (`across` of them) in several groups of image
 rows, twice, for two neighbouring rows of y. So fragments of one image row serve all rows of the
-kernel that meet it.
+kernel that meet it. With stride 2 the even columns are an image of their own, and the odd ones,
+with every other column of the kernel: `parts`.
 
 A block copies its inputs to shared memory, transposed to planes: 32-bit words of two neighbouring
-pixels of a channel. A warp computes `groups` x `rows` rows of 8 neighbouring channels, one after
-the other, and then holds those 8 of every pixel, as memory does. Bands are put together from words
-of two weights [channel][u]: (w0, w1), (w2, w3), ..., then (0, w0), (w1, w2), ..., then (0, 0).
+pixels of a part of a channel. A warp computes `rows` rows of some groups of 8 neighbouring
+channels, one after the other, and then holds those 8 of every pixel, as memory does. Bands are put
+together from words of two weights [channel][u][part]: (w0, w1), (w2, w3), ..., then (0, w0),
+(w1, w2), ..., then (0, 0).
 
 What is not finite spreads farther than a convolution's window, by zeros of the bands.
 """
@@ -41,7 +43,7 @@ LANES = 8
 """Channels of a warp; columns of a strip; rows of a quarter of a fragment."""
 
 WIDEST = 9
-"""Columns of a kernel whose bands fit 16 rows."""
+"""Columns of a part of a kernel whose bands fit 16 rows."""
 
 SHARED_BYTES = 110 << 10
 """Of a block at most, so that two fit a multiprocessor."""
@@ -56,8 +58,8 @@ def why_not(problem: Problem, target: Target) -> str | None:
     assert isinstance(problem, ConvProblem)
     if problem.x.dtype not in ("float16", "bfloat16") or problem.w.dtype != problem.x.dtype:
         return f"{problem.x.dtype} times {problem.w.dtype}"
-    if (*problem.strides, *problem.dilations) != (1, 1, 1, 1) or max(problem.kernel) > WIDEST:
-        return "strides, dilation or a kernel of more than nine columns"
+    if max(problem.strides) > 2 or problem.dilations != (1, 1) or max(problem.kernel) > WIDEST:
+        return "strides of more than two, dilation or a kernel of more than nine columns"
     if run_width(problem.x, 1, LANES) < LANES or problem.out_channels % LANES:
         return "channels that don't come in eights"
     return None
@@ -91,13 +93,20 @@ class _Shape:
     @property
     def inputs(self) -> tuple[int, int]:
         """Rows and columns of x that are copied for them."""
-        (rows, columns), (kh, _) = self.outputs, self.problem.kernel
-        return rows + kh - 1, columns + LANES
+        (rows, columns), (sh, sw) = self.outputs, self.problem.strides
+        return (rows - 1) * sh + self.problem.kernel[0], (columns + LANES) * sw
 
     @property
     def read(self) -> int:
         """Rows of x that a group of rows reads, rounded up to pairs."""
-        return (self.tactic["rows"] + self.problem.kernel[0]) // 2 * 2
+        rows = (self.tactic["rows"] - 1) * self.problem.strides[0] + self.problem.kernel[0]
+        return -(-rows // 2) * 2
+
+    @property
+    def taps(self) -> list[int]:
+        """Columns of the kernel, by part."""
+        (_, kw), (_, sw) = self.problem.kernel, self.problem.strides
+        return [-(-(kw - part) // sw) for part in range(min(kw, sw))]
 
     @property
     def groups(self) -> int:
@@ -111,18 +120,27 @@ class _Shape:
         return -(-self.groups * across // LANES), -(-self.tactic["wide"] // across)
 
     def row(self, r: int) -> int:
-        """Where image row r begins. A gap after each group of rows lets the rows of a fragment,
-        which lie `across` units in each of several groups, meet no bank twice."""
-        t = self.tactic
-        pitch = t["wide"] + 1
-        gap = (t["across"] - t["rows"] * pitch) % LANES if t["across"] < LANES else 0
-        return r * pitch + r // t["rows"] * gap
+        """Where image row r begins, part after part. A gap after each group of rows lets the rows
+        of a fragment, which lie `across` units in each of several groups, meet no bank twice."""
+        across, pitch = self.tactic["across"], len(self.taps) * self.part
+        gap = (across - self.step * pitch) % LANES if across < LANES else 0
+        return r * pitch + r // self.step * gap
+
+    @property
+    def part(self) -> int:
+        """From a part of an image row to the next."""
+        return self.tactic["wide"] + 1
+
+    @property
+    def step(self) -> int:
+        """Rows of x from a group of rows to the next."""
+        return self.tactic["rows"] * self.problem.strides[0]
 
     @property
     def image(self) -> int:
         """From an image to the next, whose groups continue the pattern of this one's."""
-        rows = self.outputs[0]
-        least = self.row(rows - self.tactic["rows"] + self.read)
+        rows = self.tactic["high"] * self.step
+        least = self.row(rows - self.step + self.read)
         return least + (self.row(rows) - least) % LANES
 
     @property
@@ -139,7 +157,7 @@ class _Shape:
     @property
     def words(self) -> int:
         """Words of the weights of a channel's kernel row."""
-        return self.problem.kernel[1] + 2
+        return sum(taps + 2 for taps in self.taps)
 
     @property
     def weights(self) -> int:
@@ -153,7 +171,13 @@ class _Shape:
     @property
     def registers(self) -> int:
         """An estimate."""
-        return 16 * self.tactic["rows"] + 2 * self.problem.kernel[0] + 2 * self.read + 32
+        return 16 * self.tactic["rows"] + 2 * self.problem.kernel[0] + 2 * self.read + 40
+
+    @property
+    def resident(self) -> int:
+        """Blocks that fit a multiprocessor."""
+        by_registers = 65536 // (self.registers * self.threads)
+        return max(1, min(220 * 1024 // self.shared_bytes, by_registers))
 
     @property
     def blocks(self) -> int:
@@ -174,16 +198,15 @@ class _Shape:
         high, wide = self.inputs
         copied = t["images"] * high * wide // 2 * t["vectors"]
         tasks = self.tasks[0] * self.tasks[1] * t["vectors"]
-        loaded = LANES * (2 * self.read + 2 * kh)
-        multiplied = LANES * kh * t["rows"] / 2 * 1.7
+        loaded = LANES * len(self.taps) * (2 * self.read + 2 * kh)
+        multiplied = LANES * len(self.taps) * kh * t["rows"] / 2 * 1.7
         sectors = 0.5 if t["vectors"] > 1 else 1.0  # 32 bytes of a pixel, all used or half of them
         block = (0.4 + sectors) * copied
         block += tasks * (loaded + multiplied + 64 * sectors * t["rows"])
         idle = -(-tasks // t["warps"]) * t["warps"] / tasks
-        resident = min(220 * 1024 // self.shared_bytes, 65536 // (self.registers * self.threads))
-        slots = MULTIPROCESSORS * max(1, resident)
+        slots = MULTIPROCESSORS * self.resident
         waves = -(-self.blocks // slots) * slots / self.blocks
-        hidden = max(1.0, 12 / (resident * t["warps"]))  # too few warps hide nothing
+        hidden = max(1.0, 12 / (self.resident * t["warps"]))  # too few warps hide nothing
         return float(self.blocks * block * math.sqrt(idle * waves) * hidden)
 
 
@@ -226,8 +249,7 @@ def emit(problem: Problem, tactic: Tactic, target: Target) -> CudaSource:
     tiles = (ceildiv(n, images), ceildiv(oh, high), ceildiv(ow, wide), ceildiv(c, shape.channels))
     body = _prepare(shape, ending, tiles) + _copy(shape, ending)
     body += _sum(shape) + _finish(shape, ending)
-    blocks = max(1, min(8, 65536 // (shape.threads * shape.registers)))
-    head = kernel_head(p, values, shape.threads, blocks=blocks)
+    head = kernel_head(p, values, shape.threads, blocks=shape.resident)
     text = RUNS + RUNS_NOW + WORDS + ending.functions + head + body
     grid = (mul(*tiles), 1, 1)
     return CudaSource(
@@ -261,30 +283,33 @@ def _prepare(shape: _Shape, ending: Ending, tiles: Sequence[Size]) -> str:
 
 
 def _copy(shape: _Shape, ending: Ending) -> str:
-    """C++ that copies the block's inputs to planes, zeros outside of x. A thread takes two pixels
-    of 8 channels at a time, and several of these at once."""
+    """C++ that copies the block's inputs to planes, zeros outside of x. A thread takes a pair of
+    pixels of each part, of 8 channels, at a time, and several of these at once."""
     p, t = shape.problem, shape.tactic
-    (th, tw), (high, columns) = shape.outputs, shape.inputs
-    pairs = columns // 2
+    (th, tw), (high, columns), (sh, sw) = shape.outputs, shape.inputs, p.strides
+    parts = len(shape.taps)
+    pairs = columns // (2 * sw)
     count = t["images"] * high * pairs * t["vectors"]
     each = -(-count // shape.threads)
-    batch = min(4, each)
-    rows = t["rows"]
-    gap = shape.row(rows) - rows * shape.row(1)
+    batch = min(4 // parts, each)
+    gap = shape.row(shape.step) - shape.step * shape.row(1)
     past = "" if t["images"] == 1 else " && n < N"
-    at = [ending.offset(p.x, ["n", "k", "ih", column]) for column in ("iw", "iw + 1")]
+    at = ending.offset(p.x, ["n", "k", "ih", "iw"])
     return f"""\
   for (int first = threadIdx.x; first < {count}; first += {shape.threads * batch}) {{
-    Vec<uint32_t, 4> loaded[{batch}][2];
+    Vec<uint32_t, 4> loaded[{batch}][{parts}][2];
     UNROLL for (int b = 0; b < {batch}; ++b) {{
       const int i = first + b * {shape.threads}, k = c0 + i % {t["vectors"]} * {LANES};
       const int pair = i / {t["vectors"]} % {pairs}, r = i / {t["vectors"] * pairs};
       const int n = i0 * {t["images"]} + r / {high};
-      const int ih = i1 * {th} - {p.pads[0]} + r % {high}, iw = i2 * {tw} - {p.pads[1]} + pair * 2;
+      const int ih = i1 * {th * sh} - {p.pads[0]} + r % {high};
       const bool inside = i < {count} && k < C && ih >= 0 && ih < IH{past};
-      loaded[b][0] = loaded[b][1] = {{}};
-      if (inside && iw >= 0 && iw < IW) loaded[b][0] = load_words<4>(p0 + {at[0]});
-      if (inside && iw + 1 >= 0 && iw + 1 < IW) loaded[b][1] = load_words<4>(p0 + {at[1]});
+      UNROLL for (int part = 0; part < {parts}; ++part)
+        UNROLL for (int j = 0; j < 2; ++j) {{
+          const int iw = i2 * {tw * sw} - {p.pads[1]} + (pair * 2 + j) * {sw} + part;
+          loaded[b][part][j] = {{}};
+          if (inside && iw >= 0 && iw < IW) loaded[b][part][j] = load_words<4>(p0 + {at});
+        }}
     }}
     UNROLL for (int b = 0; b < {batch}; ++b) {{
       const int i = first + b * {shape.threads};
@@ -292,12 +317,14 @@ def _copy(shape: _Shape, ending: Ending) -> str:
       const int pair = i / {t["vectors"]} % {pairs}, r = i / {t["vectors"] * pairs};
       const int row = r % {high};
       const int unit = i % {t["vectors"]} * {shape.vector} + r / {high} * {shape.image}
-        + row * {t["wide"] + 1} + row / {rows} * {gap};
-      uint32_t *to = planes + unit * 4 + pair;
-      UNROLL for (int j = 0; j < 4; ++j) {{
-        const uint32_t x0 = loaded[b][0].v[j], x1 = loaded[b][1].v[j];
-        to[j * {8 * shape.plane}] = (x0 & 0xffffu) | x1 << 16;
-        to[j * {8 * shape.plane} + {4 * shape.plane}] = x0 >> 16 | (x1 & 0xffff0000u);
+        + row * {shape.row(1)} + row / {shape.step} * {gap};
+      UNROLL for (int part = 0; part < {parts}; ++part) {{
+        uint32_t *to = planes + (unit + part * {shape.part}) * 4 + pair;
+        UNROLL for (int j = 0; j < 4; ++j) {{
+          const uint32_t x0 = loaded[b][part][0].v[j], x1 = loaded[b][part][1].v[j];
+          to[j * {8 * shape.plane}] = (x0 & 0xffffu) | x1 << 16;
+          to[j * {8 * shape.plane} + {4 * shape.plane}] = x0 >> 16 | (x1 & 0xffff0000u);
+        }}
       }}
     }}
   }}
@@ -309,45 +336,71 @@ def _copy(shape: _Shape, ending: Ending) -> str:
 
 def _sum(shape: _Shape) -> str:
     """C++: a warp's tasks, and the sums of one: [two rows of y][channel][fragment]."""
-    p, t, (kh, kw) = shape.problem, shape.tactic, shape.problem.kernel
+    t, (kh, _) = shape.tactic, shape.problem.kernel
     down, across = shape.tasks
-    half = -(-kw // 2)
-    each, rows, pairs = t["across"], t["rows"], shape.read // 2
-    offsets = ", ".join(str(shape.row(2 * i)) for i in range(pairs))
+    each, rows, first = t["across"], t["rows"], 0
+    words = parts = ""
+    for part, taps in enumerate(shape.taps):
+        words += _words(part, taps, first)
+        parts += _part(shape, part)
+        first += taps + 2
     return f"""\
   /* Which words of a kernel row make up the lane's parts of a band. */
   const int j0 = lane % 4 * 2 - lane / 4, j1 = j0 + 8;
-  const int word0 = j0 < -1 || j0 >= {kw} ? {kw + 1} : j0 % 2 ? {half} + (j0 + 1) / 2 : j0 / 2;
-  const int word1 = j1 >= {kw} ? {kw + 1} : j1 % 2 ? {half} + (j1 + 1) / 2 : j1 / 2;
+{words}\
   const uint32_t *const words = weights + vector * {LANES * kh * shape.words};
-  constexpr int offsets[] = {{{offsets}}};
   for (int task = warp / {t["vectors"]}; task < {down * across};
        task += {t["warps"] // t["vectors"]}) {{
     const int top = task / {across} * {LANES // each}, left = task % {across} * {each};
     const int g = imin(top + lane % 8 / {each}, {shape.groups - 1});
     const int strip = imin(left + lane % {each}, {t["wide"] - 1});
-    const int at = g / {t["high"]} * {shape.image} + g % {t["high"]} * {shape.row(rows)} + strip;
-    const uint32_t *const x = planes
-      + 4 * (vector * {shape.vector} + at + lane / 8 % 2 * {shape.row(1)} + lane / 16);
+    const int at = g / {t["high"]} * {shape.image} + g % {t["high"]} * {shape.row(shape.step)};
+    const uint32_t *const x = planes + 4 * (vector * {shape.vector} + at + strip
+      + lane / 8 % 2 * {shape.row(1)} + lane / 16);
     float sum[{rows // 2}][{LANES}][4] = {{}};
     UNROLL for (int k = 0; k < {LANES}; ++k) {{
-      uint32_t band[{kh}][2], a[{pairs}][4];
-      UNROLL for (int u = 0; u < {kh}; ++u) {{
-        band[u][0] = words[(k * {kh} + u) * {shape.words} + word0];
-        band[u][1] = words[(k * {kh} + u) * {shape.words} + word1];
-      }}
-      UNROLL for (int i = 0; i < {pairs}; ++i)
-        ldmatrix_x4(a[i], x + 4 * (k * {shape.plane} + offsets[i]));
-      UNROLL for (int r = 0; r < {rows + kh - 2}; ++r) {{
-        uint32_t b[4] = {{a[r / 2][0], a[r / 2][1], a[r / 2][2], a[r / 2][3]}};
-        if (r % 2) {{
-          b[0] = a[r / 2][1], b[1] = a[r / 2 + 1][0], b[2] = a[r / 2][3], b[3] = a[r / 2 + 1][2];
-        }}
-        UNROLL for (int q = 0; q < {rows // 2}; ++q)
-          if (r >= 2 * q && r < 2 * q + {kh})
-            mma(sum[q][k], b, band[r - 2 * q], Tag<{CUDA_TYPES[p.x.dtype]}>());
-      }}
+{parts}\
     }}
+"""
+
+
+def _words(part: int, taps: int, first: int) -> str:
+    """C++: the lane's words of a part of a kernel row, whose words begin at `first`."""
+    half, zero = -(-taps // 2), taps + 1
+    lines = (
+        f"  const int w{part}{i} = {first} + (j{i} < -1 || j{i} >= {taps} ? {zero} : "
+        f"j{i} % 2 ? {half} + (j{i} + 1) / 2 : j{i} / 2);\n"
+        for i in (0, 1)
+    )
+    return "".join(lines)
+
+
+def _part(shape: _Shape, part: int) -> str:
+    """C++: what a part of channel k adds to the sums."""
+    (kh, _), (sh, _) = shape.problem.kernel, shape.problem.strides
+    rows, pairs = shape.tactic["rows"], shape.read // 2
+    kind = CUDA_TYPES[shape.problem.x.dtype]
+    offsets = ", ".join(str(shape.row(2 * i) + part * shape.part) for i in range(pairs))
+    return f"""\
+      {{
+        constexpr int offsets[] = {{{offsets}}};
+        uint32_t band[{kh}][2], a[{pairs}][4];
+        UNROLL for (int u = 0; u < {kh}; ++u) {{
+          band[u][0] = words[(k * {kh} + u) * {shape.words} + w{part}0];
+          band[u][1] = words[(k * {kh} + u) * {shape.words} + w{part}1];
+        }}
+        UNROLL for (int i = 0; i < {pairs}; ++i)
+          ldmatrix_x4(a[i], x + 4 * (k * {shape.plane} + offsets[i]));
+        UNROLL for (int r = 0; r < {(rows - 2) * sh + kh}; ++r) {{
+          const int s = r + {sh};  /* rows r and s of x are for two neighbouring rows of y */
+          const uint32_t b[4] = {{a[r / 2][r % 2], a[s / 2][s % 2], a[r / 2][r % 2 + 2],
+                                 a[s / 2][s % 2 + 2]}};
+          UNROLL for (int q = 0; q < {rows // 2}; ++q) {{
+            const int u = r - q * {2 * sh};
+            if (u >= 0 && u < {kh}) mma(sum[q][k], b, band[u], Tag<{kind}>());
+          }}
+        }}
+      }}
 """
 
 
@@ -381,11 +434,13 @@ def pack(
     """Weights as the module describes, channels padded with zeros to whole blocks."""
     assert isinstance(problem, ConvProblem)
     shape = _Shape(problem, tactic)
-    kh, kw = problem.kernel
-    c, half = problem.out_channels, -(-kw // 2)
+    (kh, kw), c = problem.kernel, problem.out_channels
     w = constants[1].reshape(c, kh, kw)
-    packed = np.zeros((-(-c // shape.channels) * shape.channels, kh, shape.words, 2), w.dtype)
-    flat = packed.reshape(len(packed), kh, 2 * shape.words)
-    flat[:c, :, :kw] = w
-    flat[:c, :, 2 * half + 1 : 2 * half + 1 + kw] = w
+    packed = np.zeros((-(-c // shape.channels) * shape.channels, kh, 2 * shape.words), w.dtype)
+    first = 0
+    for part, taps in enumerate(shape.taps):
+        weights, odd = w[:, :, part :: problem.strides[1]], first + 2 * -(-taps // 2) + 1
+        packed[:c, :, first : first + taps] = weights
+        packed[:c, :, odd : odd + taps] = weights
+        first += 2 * (taps + 2)
     return {1: packed}

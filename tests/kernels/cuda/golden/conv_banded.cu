@@ -71,16 +71,19 @@ cp_async16(weights + i * 4, packed + i * 4, true);
   grid_wait();
   if (c < C) {  }
   for (int first = threadIdx.x; first < 336; first += 512) {
-    Vec<uint32_t, 4> loaded[2][2];
+    Vec<uint32_t, 4> loaded[2][1][2];
     UNROLL for (int b = 0; b < 2; ++b) {
       const int i = first + b * 256, k = c0 + i % 2 * 8;
       const int pair = i / 2 % 12, r = i / 24;
       const int n = i0 * 1 + r / 14;
-      const int ih = i1 * 10 - 2 + r % 14, iw = i2 * 16 - 2 + pair * 2;
+      const int ih = i1 * 10 - 2 + r % 14;
       const bool inside = i < 336 && k < C && ih >= 0 && ih < IH;
-      loaded[b][0] = loaded[b][1] = {};
-      if (inside && iw >= 0 && iw < IW) loaded[b][0] = load_words<4>(p0 + ((n) * v3 + k + (ih) * v4 + (iw) * v1));
-      if (inside && iw + 1 >= 0 && iw + 1 < IW) loaded[b][1] = load_words<4>(p0 + ((n) * v3 + k + (ih) * v4 + (iw + 1) * v1));
+      UNROLL for (int part = 0; part < 1; ++part)
+        UNROLL for (int j = 0; j < 2; ++j) {
+          const int iw = i2 * 16 - 2 + (pair * 2 + j) * 1 + part;
+          loaded[b][part][j] = {};
+          if (inside && iw >= 0 && iw < IW) loaded[b][part][j] = load_words<4>(p0 + ((n) * v3 + k + (ih) * v4 + (iw) * v1));
+        }
     }
     UNROLL for (int b = 0; b < 2; ++b) {
       const int i = first + b * 256;
@@ -89,11 +92,13 @@ cp_async16(weights + i * 4, packed + i * 4, true);
       const int row = r % 14;
       const int unit = i % 2 * 556 + r / 14 * 69
         + row * 3 + row / 2 * 3;
-      uint32_t *to = planes + unit * 4 + pair;
-      UNROLL for (int j = 0; j < 4; ++j) {
-        const uint32_t x0 = loaded[b][0].v[j], x1 = loaded[b][1].v[j];
-        to[j * 552] = (x0 & 0xffffu) | x1 << 16;
-        to[j * 552 + 276] = x0 >> 16 | (x1 & 0xffff0000u);
+      UNROLL for (int part = 0; part < 1; ++part) {
+        uint32_t *to = planes + (unit + part * 3) * 4 + pair;
+        UNROLL for (int j = 0; j < 4; ++j) {
+          const uint32_t x0 = loaded[b][part][0].v[j], x1 = loaded[b][part][1].v[j];
+          to[j * 552] = (x0 & 0xffffu) | x1 << 16;
+          to[j * 552 + 276] = x0 >> 16 | (x1 & 0xffff0000u);
+        }
       }
     }
   }
@@ -102,35 +107,37 @@ cp_async16(weights + i * 4, packed + i * 4, true);
   if (c >= C) return;
   /* Which words of a kernel row make up the lane's parts of a band. */
   const int j0 = lane % 4 * 2 - lane / 4, j1 = j0 + 8;
-  const int word0 = j0 < -1 || j0 >= 5 ? 6 : j0 % 2 ? 3 + (j0 + 1) / 2 : j0 / 2;
-  const int word1 = j1 >= 5 ? 6 : j1 % 2 ? 3 + (j1 + 1) / 2 : j1 / 2;
+  const int w00 = 0 + (j0 < -1 || j0 >= 5 ? 6 : j0 % 2 ? 3 + (j0 + 1) / 2 : j0 / 2);
+  const int w01 = 0 + (j1 < -1 || j1 >= 5 ? 6 : j1 % 2 ? 3 + (j1 + 1) / 2 : j1 / 2);
   const uint32_t *const words = weights + vector * 280;
-  constexpr int offsets[] = {0, 9, 18};
   for (int task = warp / 2; task < 2;
        task += 4) {
     const int top = task / 2 * 8, left = task % 2 * 1;
     const int g = imin(top + lane % 8 / 1, 4);
     const int strip = imin(left + lane % 1, 1);
-    const int at = g / 5 * 69 + g % 5 * 9 + strip;
-    const uint32_t *const x = planes
-      + 4 * (vector * 556 + at + lane / 8 % 2 * 3 + lane / 16);
+    const int at = g / 5 * 69 + g % 5 * 9;
+    const uint32_t *const x = planes + 4 * (vector * 556 + at + strip
+      + lane / 8 % 2 * 3 + lane / 16);
     float sum[1][8][4] = {};
     UNROLL for (int k = 0; k < 8; ++k) {
-      uint32_t band[5][2], a[3][4];
-      UNROLL for (int u = 0; u < 5; ++u) {
-        band[u][0] = words[(k * 5 + u) * 7 + word0];
-        band[u][1] = words[(k * 5 + u) * 7 + word1];
-      }
-      UNROLL for (int i = 0; i < 3; ++i)
-        ldmatrix_x4(a[i], x + 4 * (k * 69 + offsets[i]));
-      UNROLL for (int r = 0; r < 5; ++r) {
-        uint32_t b[4] = {a[r / 2][0], a[r / 2][1], a[r / 2][2], a[r / 2][3]};
-        if (r % 2) {
-          b[0] = a[r / 2][1], b[1] = a[r / 2 + 1][0], b[2] = a[r / 2][3], b[3] = a[r / 2 + 1][2];
+      {
+        constexpr int offsets[] = {0, 9, 18};
+        uint32_t band[5][2], a[3][4];
+        UNROLL for (int u = 0; u < 5; ++u) {
+          band[u][0] = words[(k * 5 + u) * 7 + w00];
+          band[u][1] = words[(k * 5 + u) * 7 + w01];
         }
-        UNROLL for (int q = 0; q < 1; ++q)
-          if (r >= 2 * q && r < 2 * q + 5)
-            mma(sum[q][k], b, band[r - 2 * q], Tag<half>());
+        UNROLL for (int i = 0; i < 3; ++i)
+          ldmatrix_x4(a[i], x + 4 * (k * 69 + offsets[i]));
+        UNROLL for (int r = 0; r < 5; ++r) {
+          const int s = r + 1;  /* rows r and s of x are for two neighbouring rows of y */
+          const uint32_t b[4] = {a[r / 2][r % 2], a[s / 2][s % 2], a[r / 2][r % 2 + 2],
+                                 a[s / 2][s % 2 + 2]};
+          UNROLL for (int q = 0; q < 1; ++q) {
+            const int u = r - q * 2;
+            if (u >= 0 && u < 5) mma(sum[q][k], b, band[u], Tag<half>());
+          }
+        }
       }
     }
     const int group = top + lane / 4 / 1, column = left + lane / 4 % 1;

@@ -100,9 +100,10 @@ def test_after_a_fork() -> None:
 
 def test_profile_times_it() -> None:
     engine = build("between")
-    times = engine.context().profile(host_models.feeds(host_models.between(), 2))
-    assert len(times) == len(engine.plan.steps) and min(times) >= 0
-    assert max(times) == times[engine.plan.hosts[0].step]
+    feeds, context = host_models.feeds(host_models.between(), 2), engine.context()
+    runs = [context.profile(feeds) for _ in range(20)]
+    assert {len(times) for times in runs} == {len(engine.plan.steps)} and np.min(runs) >= 0
+    assert np.argmax(np.min(runs, axis=0)) == engine.plan.hosts[0].step  # other work disturbs some
 
 
 # --- errors --------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from enginesmith.kernels.conv import (
     direct_cuda,
     gathered,
     gemv_cuda,
+    grouped_cuda,
     stem_cuda,
 )
 from enginesmith.kernels.conv.problem import ACCUMULATOR, ConvProblem
@@ -261,6 +262,38 @@ def test_gathered_forms(nt: int, mt: int) -> None:
     check(gathered, conv(1, 80, 5, 7, 16 * nt, 3, 1, 1, groups=2), [form])
 
 
+GROUPED = [
+    *GATHERED[:2],
+    conv(1, 48, 5, 6, 48, 3, 1, (1, 0, 2, 1), 2, groups=2, dtype="bfloat16", y=PLAIN),
+    conv(1, 64, 5, 6, 128, (1, 3), 1, groups=4, x={"more": 8}),
+    *GATHERED[4:6],
+    conv(5, 104, 7, 7, 104, 3, 1, 1, groups=13, extras=["gate"],
+         epilogue=call("mul", Arg(0), Arg(1))),
+    conv(2, 64, 13, 12, 64, (3, 4), 3, (1, 0, 1, 2), groups=4, extras=["bias"], epilogue=BIAS),
+    conv(1, 32, 11, 10, 32, 3, 2, 2, 3, groups=8),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("problem", GROUPED, ids=range(len(GROUPED)))
+def test_grouped(problem: ConvProblem) -> None:
+    assert grouped_cuda.why_not(problem, TARGET) is None
+    found = grouped_cuda.tactics(problem, TARGET)
+    assert found
+    check(grouped_cuda, problem, found[::3], problem.hint)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_grouped_forms(stride: int) -> None:
+    """Tiles that don't fit planes and groups; several images in a block."""
+    problem = conv(3, 56, 9 * stride, 11 * stride, 56, 3, stride, 1, groups=7, extras=["bias"],
+                   epilogue=relu(BIAS))  # fmt: skip
+    names = ("high", "wide", "images", "groups", "warps")
+    check(grouped_cuda, problem, [
+        Tactic("grouped", tuple(zip(names, values, strict=True)))
+        for values in ((4, 3, 1, 4, 4), (9, 11, 2, 3, 6), (5, 7, 1, 1, 3), (2, 16, 1, 2, 8))
+    ])  # fmt: skip
+
+
 IMAGE = {"plain": True, "dtype": "float32"}
 STEMS = [
     conv(2, 3, 19, 22, 64, 7, 2, 3, x=IMAGE, extras=["bias"], epilogue=relu(BIAS)),
@@ -318,6 +351,9 @@ def test_why_not() -> None:
         ("float32", depthwise(1, 16, 6, 6, 3, dtype="float32")),
     ):
         assert reason in str(banded_cuda.why_not(problem, TARGET))
+    wide = conv(1, 64, 6, 6, 64, 3, 1, 1, groups=2)
+    assert "32 to 32" in str(grouped_cuda.why_not(wide, TARGET))
+    assert "transposed" in str(grouped_cuda.why_not(GATHERED[6], TARGET))
     blocked = replace(CONVOLUTIONS[0], operands=(
         replace(CONVOLUTIONS[0].x, block=8), *CONVOLUTIONS[0].operands[1:],
     ))  # fmt: skip
@@ -331,9 +367,9 @@ def test_compiles(isa: str, tmp_path: Path) -> None:
     for family, problem in (
         (direct_cuda, CONVOLUTIONS[0]), (direct_cuda, CONVOLUTIONS[-1]),
         (depthwise_cuda, DEPTHWISE[0]), (depthwise_cuda, DEPTHWISE[3]), (banded_cuda, BANDED[1]),
-        (banded_cuda, BANDED[3]), (gathered, GATHERED[0]),
-        (gathered, GATHERED[2]), (stem_cuda, STEMS[0]), (stem_cuda, STEMS[2]),
-        (gemv_cuda, VECTORS[1]),
+        (banded_cuda, BANDED[3]), (gathered, GATHERED[0]), (gathered, GATHERED[2]),
+        (grouped_cuda, GROUPED[1]), (grouped_cuda, GROUPED[2]), (stem_cuda, STEMS[0]),
+        (stem_cuda, STEMS[2]), (gemv_cuda, VECTORS[1]),
     ):  # fmt: skip
         for t in family.tactics(problem, target)[:1]:
             assert compile_cubin(family.emit(problem, t, target).code, target, cache)

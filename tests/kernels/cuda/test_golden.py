@@ -64,6 +64,8 @@ KERNELS: dict[str, Callable[[], Made]] = {
         test_conv_plain.depthwise_cuda, test_conv_plain.conv(1, 48, 9, 9, 48, 5, 2, 2, 1, 48)),
     "conv_banded": lambda: first(
         test_conv_plain.banded_cuda, test_conv_plain.conv(1, 48, 9, 9, 48, 5, 1, 2, 1, 48)),
+    "conv_grouped": lambda: first(
+        test_conv_plain.grouped_cuda, test_conv_plain.conv(1, 48, 9, 9, 48, 3, 2, 1, 1, 6)),
     "conv_stem": lambda: first(
         test_conv_plain.stem_cuda, test_conv_plain.conv(1, 3, 32, 32, 16, 7, 2, 3)),
     "matmul_mma": lambda: (

@@ -16,6 +16,7 @@ from enginesmith.kernels.conv import (
     direct_cuda,
     gathered,
     gemv_cuda,
+    grouped_cuda,
     mma,
     patch,
     stem_cuda,
@@ -33,6 +34,7 @@ SPECIAL: dict[str, ModuleType] = {
     "banded": banded_cuda,
     "stem": stem_cuda,
     "gathered": gathered,
+    "grouped": grouped_cuda,
 }
 """For forms of convolutions that tiles for tensor cores fit badly."""
 

@@ -349,6 +349,17 @@ UNROLL for (int j = 0; j < {shape.nt}; j += {shape.run}) {{
       }}"""
 
 
+def merge(problem: ConvProblem, taps: np.ndarray, merged: int) -> np.ndarray:
+    """Weights [phase][output channel][row][column][input channel of its group] as [phase][merged
+    group][its output channels][tap and input channel], zeros where another group's inputs are."""
+    groups, into = problem.groups // merged, problem.group_in
+    small = taps.reshape(len(taps), groups, merged, problem.group_out, -1, into)
+    wide = np.zeros((*small.shape[:5], merged, into), taps.dtype)
+    for m in range(merged):
+        wide[:, :, m, :, :, m] = small[:, :, m]
+    return wide.reshape(len(taps), groups, merged * problem.group_out, -1)
+
+
 def pack(
     problem: Problem, tactic: Tactic, target: Target, constants: Mapping[int, np.ndarray]
 ) -> Mapping[int, np.ndarray]:
@@ -364,13 +375,8 @@ def pack(
             columns = slice((b + problem.pads[1]) % pw if problem.transposed else 0, None, pw)
             part = w[:, :, rows, columns].transpose(0, 2, 3, 1)
             taps[a, b, :, : part.shape[1], : part.shape[2]] = part
-    # Merged groups: zeros where another group's inputs are.
-    merged, groups, steps = shape.merged, shape.groups, shape.steps
-    small = taps.reshape(ph * pw, groups, merged, problem.group_out, th * tw, problem.group_in)
-    wide = np.zeros((*small.shape[:5], merged, problem.group_in), w.dtype)
-    for m in range(merged):
-        wide[:, :, m, :, :, m] = small[:, :, m]
-    wide = wide.reshape(ph * pw, groups, shape.out, th * tw * shape.into)
+    groups, steps = shape.groups, shape.steps
+    wide = merge(problem, taps.reshape(ph * pw, *taps.shape[2:]), shape.merged)
     channels = shape.parts * 8 * shape.nt
     full = np.zeros((ph * pw, groups, channels, steps * 4 * PIECE), w.dtype)
     full[:, :, : shape.out, : wide.shape[3]] = wide

@@ -64,12 +64,10 @@ def why_not(problem: Problem, target: Target) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Shape:
-    """A problem's sizes as this algorithm sees them, and a tactic's."""
+class Merged:
+    """A problem's groups, narrow ones merged."""
 
     problem: ConvProblem
-    mt: int
-    nt: int
 
     @property
     def merged(self) -> int:
@@ -88,6 +86,14 @@ class _Shape:
     def out(self) -> int:
         """Output channels of a (merged) group."""
         return self.problem.group_out * self.merged
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape(Merged):
+    """A problem's sizes as this algorithm sees them, and a tactic's."""
+
+    mt: int
+    nt: int
 
     @property
     def phases(self) -> tuple[int, int]:

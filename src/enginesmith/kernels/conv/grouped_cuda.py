@@ -24,7 +24,7 @@ import numpy as np
 from enginesmith.codegen.cuda_prelude import CUDA_TYPES
 from enginesmith.kernels.base import Problem, Size, Tactic, ceildiv, mul, tactic
 from enginesmith.kernels.conv import gathered
-from enginesmith.kernels.conv.gathered import PIECE, merge
+from enginesmith.kernels.conv.gathered import PIECE, Merged, merge
 from enginesmith.kernels.conv.problem import ConvProblem
 from enginesmith.kernels.cuda import CudaSource, Launch
 from enginesmith.kernels.cuda_nest import MULTIPROCESSORS, RUNS, Values, index_text, kernel_head
@@ -55,35 +55,15 @@ def why_not(problem: Problem, target: Target) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Shape:
+class _Shape(Merged):
     """A problem's sizes, and a tactic's: of each of `images` images `high` x `wide` pixels of y of
     `groups` (merged) groups, and `warps`. Places in shared memory are counted in pieces."""
 
-    problem: ConvProblem
     tactic: Tactic
 
     @property
     def threads(self) -> int:
         return 32 * self.tactic["warps"]
-
-    @property
-    def merged(self) -> int:
-        return max(1, PIECE // self.problem.group_in)
-
-    @property
-    def groups(self) -> int:
-        """Merged groups of the problem."""
-        return self.problem.groups // self.merged
-
-    @property
-    def into(self) -> int:
-        """Pieces of a merged group's input."""
-        return self.problem.group_in * self.merged // PIECE
-
-    @property
-    def out(self) -> int:
-        """Output channels of a merged group."""
-        return self.problem.group_out * self.merged
 
     @property
     def tiles(self) -> int:
@@ -93,7 +73,7 @@ class _Shape:
     @property
     def steps(self) -> int:
         """Steps of a sum: two pieces each."""
-        return -(-math.prod(self.problem.kernel) * self.into // 2)
+        return -(-math.prod(self.problem.kernel) * self.into // (2 * PIECE))
 
     @property
     def inputs(self) -> tuple[int, int]:
@@ -110,7 +90,7 @@ class _Shape:
     @property
     def pieces(self) -> int:
         """Of a pixel of a block."""
-        return self.tactic["groups"] * self.into
+        return self.tactic["groups"] * self.into // PIECE
 
     @property
     def pitch(self) -> int:
@@ -289,10 +269,10 @@ def _sum(shape: _Shape) -> str:
     """C++: the sums of 16 pixels after the others: [8 channels][fragment]."""
     p, t, nt = shape.problem, shape.tactic, shape.tiles
     (sh, sw), (dh, dw), (rows, _) = p.strides, p.dilations, shape.inputs
-    high, wide = t["high"], t["wide"]
+    high, wide, into = t["high"], t["wide"], shape.into // PIECE
     places = [
         (u * dh * shape.row + v * dw % sw * shape.width + v * dw // sw) * shape.pitch + piece
-        for u, v, piece in product(range(p.kernel[0]), range(p.kernel[1]), range(shape.into))
+        for u, v, piece in product(range(p.kernel[0]), range(p.kernel[1]), range(into))
     ]
     places += places[-1:] * (len(places) % 2)  # multiplied by zeros
     first, second = (", ".join(map(str, places[i::2])) for i in (0, 1))
@@ -300,7 +280,7 @@ def _sum(shape: _Shape) -> str:
   constexpr int first[] = {{{first}}}, second[] = {{{second}}};  /* pieces of the steps */
   int place[{shape.steps}];
   UNROLL for (int s = 0; s < {shape.steps}; ++s)
-    place[s] = within * {shape.into} + (lane < 16 ? first[s] : second[s]);
+    place[s] = within * {into} + (lane < 16 ? first[s] : second[s]);
   for (int m = warp / {t["groups"]} * 16; m < {shape.pixels};
        m += {t["warps"] // t["groups"] * 16}) {{
     const int row = imin(m + lane % 16, {shape.pixels - 1});
